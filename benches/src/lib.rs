@@ -1,0 +1,1 @@
+//! Benchmarks by path; each target under `benches/` is started by `scripts/bench NAME`.

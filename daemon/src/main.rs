@@ -1,0 +1,2 @@
+//! `soci-snapshotter-grpc`.
+fn main() {}

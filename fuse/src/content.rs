@@ -1,0 +1,64 @@
+//! The seam to whatever holds a layer's bytes.
+
+use std::ops::Range;
+
+use ztoc::UncompressedOffset;
+
+/// The uncompressed tar of one layer, readable at any position.
+pub trait LayerContent: Send + Sync + 'static {
+    /// Reads `range`. What is local is answered before this returns, on the calling FUSE thread;
+    /// for anything else `reply` moves elsewhere and this returns at once: it never waits for a
+    /// network, a runtime or a lock held over I/O.
+    fn read(&self, range: Range<UncompressedOffset>, reply: ReadReply);
+}
+
+/// The answer to one read, given exactly once; dropping it unanswered answers [`ReadError::Unavailable`].
+pub struct ReadReply(Option<Box<dyn FnOnce(Result<&[u8], ReadError>) + Send>>);
+
+/// Why bytes could not be had. The text for people is logged where the failure is handled, with
+/// layer and host; the kernel only learns an errno.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// The bytes could not be fetched, verified or decoded.
+    #[error("the layer's bytes are not available")]
+    Unavailable,
+    /// The reader gave up (signal, killed container).
+    #[error("the read was interrupted")]
+    Interrupted,
+}
+
+impl ReadReply {
+    /// A reply that ends in `answer`.
+    pub fn new(answer: impl FnOnce(Result<&[u8], ReadError>) + Send + 'static) -> Self {
+        Self(Some(Box::new(answer)))
+    }
+
+    /// Answers with exactly the bytes asked for.
+    pub fn data(mut self, bytes: &[u8]) {
+        if let Some(answer) = self.0.take() {
+            answer(Ok(bytes));
+        }
+    }
+
+    /// Answers with a failure.
+    pub fn error(mut self, error: ReadError) {
+        if let Some(answer) = self.0.take() {
+            answer(Err(error));
+        }
+    }
+}
+
+impl Drop for ReadReply {
+    fn drop(&mut self) {
+        if let Some(answer) = self.0.take() {
+            answer(Err(ReadError::Unavailable));
+        }
+    }
+}
+
+impl std::fmt::Debug for ReadReply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("ReadReply").field(&self.0.is_some()).finish()
+    }
+}

@@ -1,0 +1,1 @@
+//! Parts of whole-system tests: registries, containerd, images.

@@ -1,0 +1,1 @@
+//! SOCI indexes, OCI manifests and image indexes as canonical JSON.

@@ -1,0 +1,1 @@
+//! Raw DEFLATE from any bit.

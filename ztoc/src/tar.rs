@@ -1,0 +1,1 @@
+//! Tar headers as Go archive/tar reads them.

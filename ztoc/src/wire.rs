@@ -1,0 +1,1 @@
+//! FlatBuffers: a checked reader and the writer.
