@@ -101,6 +101,11 @@ impl GzipZinfo {
         self.windows.bytes.extend_from_slice(window);
     }
 
+    /// The length of the blob, if it is v2.
+    pub(crate) fn blob_len(&self) -> usize {
+        HEADER_LEN + RECORD_LEN * self.checkpoints.len()
+    }
+
     /// The 32 KiB of output before a checkpoint, older bytes first.
     pub(crate) fn write_window(&self, index: usize, into: &mut [u8]) {
         match self.windows.get(index) {
@@ -238,6 +243,14 @@ impl Zinfo {
         match self {
             Self::Gzip(zinfo) => zinfo.checkpoints.len() as u64,
             Self::Tar(zinfo) => zinfo.count(),
+        }
+    }
+
+    /// An upper limit of what [`Self::encode`] makes.
+    pub(crate) fn encoded_len(&self) -> usize {
+        match self {
+            Self::Gzip(zinfo) => zinfo.blob_len(),
+            Self::Tar(_) => 64,
         }
     }
 
