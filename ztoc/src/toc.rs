@@ -109,6 +109,11 @@ impl Entry {
 }
 
 impl Toc {
+    /// A table of contents made of `entries`, in tar order.
+    pub fn new(entries: Vec<Entry>) -> Self {
+        Self { entries }
+    }
+
     /// The entries in tar order.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
