@@ -5,4 +5,5 @@ pub mod content;
 pub mod discovery;
 pub mod layer;
 pub mod registry;
+mod single_flight;
 pub mod snapshot;

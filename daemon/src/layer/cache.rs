@@ -50,7 +50,12 @@ impl SpanCache {
 
     /// Writes a whole span, then vouches for it. After an error the span is not there, and the space
     /// of a part of it is given back.
-    pub(crate) fn store(&self, span: SpanId, at: UncompressedOffset, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn store(
+        &self,
+        span: SpanId,
+        at: UncompressedOffset,
+        bytes: &[u8],
+    ) -> io::Result<()> {
         let stored = self
             .data
             .write_all_at(bytes, at.0)
@@ -108,7 +113,10 @@ mod tests {
     fn a_stored_span_is_claimed_and_right_after_a_reopen() {
         let dir = tempfile::tempdir().unwrap();
         let bytes = vec![7; 8192];
-        cache(dir.path()).0.store(SpanId(1), SPAN.start, &bytes).unwrap();
+        cache(dir.path())
+            .0
+            .store(SpanId(1), SPAN.start, &bytes)
+            .unwrap();
 
         let (reopened, claimed) = cache(dir.path());
         assert_eq!(claimed, [false, true]);
@@ -123,11 +131,17 @@ mod tests {
     #[test]
     fn one_flipped_bit_in_data_or_map_fails_the_check() {
         let dir = tempfile::tempdir().unwrap();
-        for (file, position) in [("data", 5000), ("data", 12287), ("map", 64 + 8), ("map", 64 + 15)] {
+        for (file, position) in [
+            ("data", 5000),
+            ("data", 12287),
+            ("map", 64 + 8),
+            ("map", 64 + 15),
+        ] {
             let (open, _) = cache(dir.path());
             open.store(SpanId(1), SPAN.start, &[7; 8192]).unwrap();
-            let raw = OpenOptions::new().read(true).write(true);
-            let raw = raw.clone().open(dir.path().join(file)).unwrap();
+            let path = dir.path().join(file);
+            let raw = OpenOptions::new().read(true).write(true).open(path);
+            let raw = raw.unwrap();
             let mut byte = [0];
             raw.read_exact_at(&mut byte, position).unwrap();
             raw.write_all_at(&[byte[0] ^ 0x10], position).unwrap();

@@ -182,7 +182,10 @@ mod tests {
     fn the_first_to_ask_starts_a_span_and_the_others_wait() {
         let flights = Flights::new(&[false, true]);
         let demand = ticket(Lane::Demand);
-        assert_eq!(flights.join(A, Some(1), &demand), Joined::Started(Origin::Registry));
+        assert_eq!(
+            flights.join(A, Some(1), &demand),
+            Joined::Started(Origin::Registry)
+        );
         assert_eq!(flights.join(A, Some(2), &demand), Joined::Waiting);
         assert_eq!(flights.take_waiters(A), [1, 2]);
         assert_eq!(flights.join(A, Some(3), &demand), Joined::Waiting);
@@ -198,7 +201,11 @@ mod tests {
         assert_eq!(started, Joined::Started(Origin::Disk));
         assert_eq!(flights.finish(A, false), [1]);
         let again = flights.join(A, Some(1), &ticket(Lane::Demand));
-        assert_eq!(again, Joined::Started(Origin::Registry), "a failure is never permanent");
+        assert_eq!(
+            again,
+            Joined::Started(Origin::Registry),
+            "a failure is never permanent"
+        );
     }
 
     #[test]

@@ -177,7 +177,9 @@ mod tests {
         let (map, _) = SpanMap::open(&path, &ztoc, 2).unwrap();
         map.record(SpanId(0), Checksum::of(b"x")).unwrap();
         let mut record = [0; RECORD];
-        map.file.read_exact_at(&mut record, position(SpanId(0))).unwrap();
+        map.file
+            .read_exact_at(&mut record, position(SpanId(0)))
+            .unwrap();
         map.file.write_all_at(&record, position(SpanId(1))).unwrap();
         assert_eq!(SpanMap::open(&path, &ztoc, 2).unwrap().1, [true, false]);
     }

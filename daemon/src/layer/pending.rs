@@ -1,11 +1,14 @@
 //! One read that waits for spans.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use fuse::content::{ReadError, ReadReply};
 use parking_lot::Mutex;
 use ztoc::UncompressedOffset;
 use ztoc::unit::ByteLen as _;
+
+use super::counters::{Counters, add};
 
 /// A read and the parts of it that have come. Answered once, by whoever brings the last part or the
 /// first failure.
@@ -13,6 +16,7 @@ use ztoc::unit::ByteLen as _;
 pub(crate) struct PendingRead {
     range: Range<UncompressedOffset>,
     gathered: Mutex<Gathered>,
+    counters: Arc<Counters>,
 }
 
 #[derive(Debug)]
@@ -24,9 +28,15 @@ struct Gathered {
 
 impl PendingRead {
     /// A read of `range`, which lies in `spans` spans.
-    pub(crate) fn new(range: Range<UncompressedOffset>, reply: ReadReply, spans: u32) -> Self {
+    pub(crate) fn new(
+        range: Range<UncompressedOffset>,
+        reply: ReadReply,
+        spans: u32,
+        counters: Arc<Counters>,
+    ) -> Self {
         Self {
             range,
+            counters,
             gathered: Mutex::new(Gathered {
                 reply: Some(reply),
                 missing: spans,
@@ -49,7 +59,7 @@ impl PendingRead {
         };
         if part == self.range {
             let reply = self.gathered.lock().reply.take();
-            return reply.into_iter().for_each(|reply| reply.data(bytes));
+            return self.answer(reply, bytes);
         }
         self.gather(&part, bytes);
     }
@@ -68,7 +78,14 @@ impl PendingRead {
             let reply = gathered.reply.take();
             let whole = std::mem::take(&mut gathered.bytes);
             drop(gathered);
-            reply.into_iter().for_each(|reply| reply.data(&whole));
+            self.answer(reply, &whole);
+        }
+    }
+
+    fn answer(&self, reply: Option<ReadReply>, bytes: &[u8]) {
+        if let Some(reply) = reply {
+            add(&self.counters.bytes_served, bytes.len() as u64);
+            reply.data(bytes);
         }
     }
 
@@ -78,7 +95,10 @@ impl PendingRead {
         let reply = gathered.reply.take();
         gathered.bytes = Vec::new();
         drop(gathered);
-        reply.into_iter().for_each(|reply| reply.error(error));
+        if let Some(reply) = reply {
+            add(&self.counters.failed_reads, 1);
+            reply.error(error);
+        }
     }
 }
 
@@ -110,7 +130,8 @@ mod tests {
         let reply = ReadReply::new(move |answer| {
             send.send(answer.map(<[u8]>::to_vec)).unwrap();
         });
-        (PendingRead::new(offsets(range), reply, spans), receive)
+        let read = PendingRead::new(offsets(range), reply, spans, Arc::default());
+        (read, receive)
     }
 
     #[test]

@@ -126,7 +126,11 @@ impl Share {
 
 /// Cuts ascending spans into runs of neighbours, each to be fetched by one request of at most
 /// `max_request` bytes (or of one span).
-pub(crate) fn coalesce(spans: &[SpanId], table: &SpanTable, max_request: u64) -> Vec<Range<SpanId>> {
+pub(crate) fn coalesce(
+    spans: &[SpanId],
+    table: &SpanTable,
+    max_request: u64,
+) -> Vec<Range<SpanId>> {
     let mut runs: Vec<Range<SpanId>> = Vec::new();
     for &span in spans {
         let next = SpanId(span.0 + 1);
