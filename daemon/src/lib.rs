@@ -7,3 +7,4 @@ pub mod layer;
 pub mod registry;
 mod single_flight;
 pub mod snapshot;
+pub mod view;
