@@ -7,4 +7,5 @@ pub mod layer;
 pub mod registry;
 mod single_flight;
 pub mod snapshot;
+pub mod unpack;
 pub mod view;

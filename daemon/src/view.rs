@@ -86,7 +86,10 @@ impl Views {
     where
         F: Future<Output = Result<Vec<fuse::Layer>, MountError>> + Send + 'static,
     {
-        let key: Key = (run.layers.iter().map(|layer| layer.digest).collect(), run.stacked);
+        let key: Key = (
+            run.layers.iter().map(|layer| layer.digest).collect(),
+            run.stacked,
+        );
         if let Some(mounted) = self.shared.find(&key) {
             return Ok(mounted);
         }
@@ -96,19 +99,25 @@ impl Views {
                 if let Some(mounted) = shared.find(&key) {
                     return Ok(mounted);
                 }
-                let layers = layers.await.map_err(|error| Failed::Layers(Arc::new(error)))?;
+                let layers = layers
+                    .await
+                    .map_err(|error| Failed::Layers(Arc::new(error)))?;
                 shared.mount(key, layers).await
             }
         };
         let mounted = self.shared.mounting.run(key.clone(), work).await;
-        mounted.map(|mounted| mounted as Arc<dyn MountedView>).map_err(MountError::from)
+        mounted
+            .map(|mounted| mounted as Arc<dyn MountedView>)
+            .map_err(MountError::from)
     }
 
     /// The mount points, and the layers that each shows.
     pub fn list(&self) -> Vec<(PathBuf, Vec<Digest>)> {
         let mounted = self.shared.mounted.lock();
         let alive = mounted.values().filter_map(Weak::upgrade);
-        alive.map(|view| (view.path.clone(), view.layers.clone())).collect()
+        alive
+            .map(|view| (view.path.clone(), view.layers.clone()))
+            .collect()
     }
 }
 
@@ -125,7 +134,9 @@ impl Shared {
         key: Key,
         layers: Vec<fuse::Layer>,
     ) -> Result<Arc<Mounted>, Failed> {
-        let path = self.root.join((self.last.fetch_add(1, Ordering::Relaxed) + 1).to_string());
+        let path = self
+            .root
+            .join((self.last.fetch_add(1, Ordering::Relaxed) + 1).to_string());
         let failed = |error: io::Error| Failed::Kernel(path.clone(), Arc::new(error));
         let (at, stacked, options) = (path.clone(), key.1, self.options.clone());
         let session = tokio::task::spawn_blocking(move || {
@@ -134,7 +145,9 @@ impl Shared {
                 let _ = fs::remove_dir(&at);
             })
         });
-        let session = session.await.map_err(|panic| failed(io::Error::other(panic)))?;
+        let session = session
+            .await
+            .map_err(|panic| failed(io::Error::other(panic)))?;
         let mounted = Arc::new(Mounted {
             layers: key.0.clone(),
             session: Some(session.map_err(failed)?),

@@ -90,7 +90,7 @@ pub enum LayerError {
         /// The zTOC.
         ztoc: Digest,
         /// What is wrong.
-        source: DecodeError,
+        source: Box<DecodeError>,
     },
     /// The zTOC is of another layer.
     #[error("the zTOC describes a layer of {actual} bytes, but layer {layer} has {expected}")]
@@ -332,7 +332,7 @@ fn decode(layer: &Digest, ztoc: &Digest, bytes: &[u8]) -> Result<Ztoc, LayerErro
     Ztoc::decode(bytes).map_err(|source| LayerError::Ztoc {
         layer: *layer,
         ztoc: *ztoc,
-        source,
+        source: Box::new(source),
     })
 }
 

@@ -202,15 +202,19 @@ fn regular<R: Read>(
 }
 
 fn node(place: &Place, entry: &Entry, kind: SFlag) -> io::Result<()> {
-    let number = |number: i64| {
-        u64::try_from(number).map_err(|_| io::Error::from(Errno::EINVAL))
-    };
+    let number = |number: i64| u64::try_from(number).map_err(|_| io::Error::from(Errno::EINVAL));
     let device = match kind {
         SFlag::S_IFIFO => 0,
         _ => makedev(number(entry.dev_major)?, number(entry.dev_minor)?),
     };
     let mode = Mode::from_bits_truncate(0o600);
-    Ok(mknodat(place.dir(), place.name.as_os_str(), kind, mode, device)?)
+    Ok(mknodat(
+        place.dir(),
+        place.name.as_os_str(),
+        kind,
+        mode,
+        device,
+    )?)
 }
 
 /// Gives what was made its owner, extended attributes, mode and time, in this order: a change of owner
@@ -230,7 +234,13 @@ fn describe(place: &Place, entry: &Entry) -> io::Result<()> {
         fchmodat(dir, name, mode, FchmodatFlags::FollowSymlink)?;
     }
     let time = bounded(entry.mtime);
-    Ok(utimensat(dir, name, &time, &time, UtimensatFlags::NoFollowSymlink)?)
+    Ok(utimensat(
+        dir,
+        name,
+        &time,
+        &time,
+        UtimensatFlags::NoFollowSymlink,
+    )?)
 }
 
 fn own(place: &Place, name: &std::ffi::OsStr, entry: &Entry) -> io::Result<()> {

@@ -67,7 +67,10 @@ impl<'a> Lowers<'a> {
     fn opened(&mut self) -> io::Result<&[OwnedFd]> {
         if self.open.is_none() {
             let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-            let opened = self.paths.iter().map(|path| open(path, flags, Mode::empty()));
+            let opened = self
+                .paths
+                .iter()
+                .map(|path| open(path, flags, Mode::empty()));
             self.open = Some(opened.collect::<Result<_, _>>()?);
         }
         Ok(self.open.as_deref().unwrap_or_default())

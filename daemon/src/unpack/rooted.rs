@@ -18,7 +18,9 @@ use nix::sys::stat::{Mode, mkdirat};
 
 /// Most symbolic links followed in one name, as in the kernel.
 const MOST_LINKS: usize = 40;
-const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
+const DIRECTORY: OFlag = OFlag::O_RDONLY
+    .union(OFlag::O_DIRECTORY)
+    .union(OFlag::O_CLOEXEC);
 
 /// The directory.
 pub(super) struct Rooted {
@@ -97,7 +99,7 @@ impl Rooted {
         let Some(name) = path.file_name() else {
             return Ok(None);
         };
-        let parent = path.parent().unwrap_or(Path::new(""));
+        let parent = path.parent().unwrap_or_else(|| Path::new(""));
         let dir = match self.resolve(parent) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.walk(parent, implied)?,
             resolved => resolved?,
@@ -114,7 +116,7 @@ impl Rooted {
         let Some(name) = path.file_name() else {
             return Ok(None);
         };
-        let dir = self.resolve(path.parent().unwrap_or(Path::new("")))?;
+        let dir = self.resolve(path.parent().unwrap_or_else(|| Path::new("")))?;
         Ok(Some(Place {
             dir,
             name: name.to_owned(),
@@ -177,7 +179,8 @@ impl Way {
         match component.as_bytes() {
             b"" | b"." => return Ok(None),
             b".." => {
-                self.stack.truncate(self.stack.len().saturating_sub(1).max(1));
+                self.stack
+                    .truncate(self.stack.len().saturating_sub(1).max(1));
                 return Ok(None);
             }
             _ => {}
@@ -213,7 +216,8 @@ impl Way {
             self.stack.truncate(1);
         }
         for component in target.as_bytes().rsplit(|&byte| byte == b'/') {
-            self.ahead.push_front(OsStr::from_bytes(component).to_owned());
+            self.ahead
+                .push_front(OsStr::from_bytes(component).to_owned());
         }
         Ok(())
     }
@@ -225,7 +229,11 @@ pub(super) fn remove(place: &Place, directory: bool) -> io::Result<()> {
         return fs::remove_dir_all(place.proc_path());
     }
     let flag = nix::unistd::UnlinkatFlags::NoRemoveDir;
-    Ok(nix::unistd::unlinkat(place.dir(), place.name.as_os_str(), flag)?)
+    Ok(nix::unistd::unlinkat(
+        place.dir(),
+        place.name.as_os_str(),
+        flag,
+    )?)
 }
 
 #[cfg(test)]
@@ -281,7 +289,10 @@ mod tests {
         assert!(!made(root, "out/deep/z").unwrap().is_empty());
         assert!(root.join(behind).join("deep/z").exists());
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
-        assert_eq!(made(root, "new/dir/file").unwrap(), [Path::new("new"), Path::new("new/dir")]);
+        assert_eq!(
+            made(root, "new/dir/file").unwrap(),
+            [Path::new("new"), Path::new("new/dir")]
+        );
         assert!(made(root, "a/x").is_err(), "a loop");
         assert!(made(root, "real/x/y").is_err(), "below a file");
     }

@@ -137,7 +137,10 @@ mod tests {
         let both = |make: &dyn Fn(&[u8]) -> Vec<u8>| [make(b"one "), make(b"two")].concat();
         for blob in [both(&member), both(&frame), b"one two".to_vec()] {
             let mut plain = String::new();
-            decompress(&*blob).unwrap().read_to_string(&mut plain).unwrap();
+            decompress(&*blob)
+                .unwrap()
+                .read_to_string(&mut plain)
+                .unwrap();
             assert_eq!(plain, "one two");
         }
     }
@@ -156,6 +159,9 @@ mod tests {
     fn more_bytes_than_accepted_are_an_error() {
         let mut hashed = Hashed::new(&[0; 100][..], 99);
         assert!(hashed.finish().is_err());
-        assert_eq!(Hashed::new(&b"{}"[..], 2).finish().unwrap(), Digest::of(b"{}"));
+        assert_eq!(
+            Hashed::new(&b"{}"[..], 2).finish().unwrap(),
+            Digest::of(b"{}")
+        );
     }
 }
