@@ -6,13 +6,19 @@
 //! No registry, no runtime, no gRPC is known here. Bytes come through [`content::LayerContent`],
 //! which answers on the FUSE thread when it has them and otherwise takes the reply away.
 
+mod attr;
 pub mod content;
 mod counters;
+mod error;
+mod filesystem;
+mod inode;
 mod merge;
+mod read;
 mod session;
 mod tree;
+mod xattr;
 
 pub use crate::counters::Counters;
 pub use crate::merge::{Layer, View};
-pub use crate::session::{MountOptions, Session, mount};
+pub use crate::session::{MountOptions, Session, detach, mount};
 pub use crate::tree::LayerTree;
