@@ -5,7 +5,6 @@ pub mod content;
 pub mod discovery;
 pub mod layer;
 pub mod registry;
-mod single_flight;
 pub mod snapshot;
 pub mod unpack;
 pub mod view;

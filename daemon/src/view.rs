@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use ztoc::Digest;
 
-use crate::single_flight::SingleFlight;
+use crate::registry::flight::Flights;
 use crate::snapshot::images::{LazyRun, MountError, MountedView};
 
 /// Most mounts taken off one mount point at start.
@@ -34,7 +34,7 @@ struct Shared {
     options: MountOptions,
     runtime: Handle,
     mounted: Mutex<HashMap<Key, Weak<Mounted>>>,
-    mounting: SingleFlight<Key, Result<Arc<Mounted>, Failed>>,
+    mounting: Flights<Key, Result<Arc<Mounted>, Failed>>,
     last: AtomicU64,
 }
 
@@ -71,7 +71,7 @@ impl Views {
                 options,
                 runtime,
                 mounted: Mutex::default(),
-                mounting: SingleFlight::default(),
+                mounting: Flights::new(),
                 last: AtomicU64::new(0),
             }),
         })
@@ -105,7 +105,7 @@ impl Views {
                 shared.mount(key, layers).await
             }
         };
-        let mounted = self.shared.mounting.run(key.clone(), work).await;
+        let mounted = self.shared.mounting.join(key.clone(), work).await;
         mounted
             .map(|mounted| mounted as Arc<dyn MountedView>)
             .map_err(MountError::from)

@@ -19,7 +19,7 @@ use super::counters::LayerCounters;
 use super::engine::{Engine, LayerOptions};
 use super::record::Origin;
 use super::source::BlobSource;
-use crate::single_flight::SingleFlight;
+use crate::registry::flight::Flights;
 
 /// Directories not yet, or no longer, a layer's; swept at start.
 const UNFINISHED: &str = ".new-";
@@ -43,7 +43,7 @@ struct Shared {
     open: Mutex<HashMap<Digest, Weak<Layer>>>,
     /// Prepared, and not yet seen in use: not to be collected.
     fresh: Mutex<HashMap<Digest, Instant>>,
-    opening: SingleFlight<Digest, Result<Arc<Layer>, LayerError>>,
+    opening: Flights<Digest, Result<Arc<Layer>, LayerError>>,
 }
 
 /// A layer to be stored.
@@ -130,7 +130,7 @@ impl LayerStore {
                 engine: Arc::new(Engine::start(options, runtime).map_err(failed)?),
                 open: Mutex::default(),
                 fresh: Mutex::default(),
-                opening: SingleFlight::default(),
+                opening: Flights::new(),
             }),
         })
     }
@@ -191,7 +191,7 @@ impl LayerStore {
             let shared = Arc::clone(&self.shared);
             blocking(move || shared.open(layer))
         };
-        self.shared.opening.run(layer, work).await
+        self.shared.opening.join(layer, work).await
     }
 
     /// Deletes the layers that are not in `live`, except those that are open or were just prepared.
