@@ -31,18 +31,28 @@ pub fn binary(name: &str) -> Result<PathBuf> {
 
 /// The project's root directory.
 pub fn project() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the crate lies in the workspace")
 }
 
 fn build() -> Result<PathBuf> {
     let mut cargo = command(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(project()).args(["build", "--quiet", "-p", "daemon", "--bins"]);
+    cargo
+        .current_dir(project())
+        .args(["build", "--quiet", "-p", "daemon", "--bins"]);
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
     }
     run(&mut cargo).context("cannot build the binaries under test")?;
     let executable = env::current_exe()?;
-    let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
+    let profile = if cfg!(debug_assertions) {
+        "debug"
+    } else {
+        "release"
+    };
     let target = executable.ancestors().find(|dir| dir.ends_with(profile));
-    Ok(target.context("not running from a cargo target directory")?.to_owned())
+    Ok(target
+        .context("not running from a cargo target directory")?
+        .to_owned())
 }

@@ -14,8 +14,23 @@ pub fn layer() -> Result<Vec<u8>> {
         tar.append_data(&mut header(EntryType::Directory, 0o755, 0), dir, &[][..])?;
     }
     let size = program.len() as u64;
-    tar.append_data(&mut header(EntryType::Regular, 0o755, size), "bin/busybox", &program[..])?;
-    for command in ["cat", "echo", "ls", "md5sum", "mkdir", "rm", "sh", "sha256sum", "sleep", "stat"] {
+    tar.append_data(
+        &mut header(EntryType::Regular, 0o755, size),
+        "bin/busybox",
+        &program[..],
+    )?;
+    for command in [
+        "cat",
+        "echo",
+        "ls",
+        "md5sum",
+        "mkdir",
+        "rm",
+        "sh",
+        "sha256sum",
+        "sleep",
+        "stat",
+    ] {
         let mut link = header(EntryType::Symlink, 0o777, 0);
         tar.append_link(&mut link, format!("bin/{command}"), "busybox")?;
     }

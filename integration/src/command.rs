@@ -33,13 +33,20 @@ pub fn fail(command: &mut Command) -> Result<String> {
 
 /// Runs to the end, whatever the end is.
 pub fn finish(command: &mut Command) -> Result<Output> {
-    command.output().with_context(|| format!("cannot run {command:?}"))
+    command
+        .output()
+        .with_context(|| format!("cannot run {command:?}"))
 }
 
 fn describe(command: &Command, output: &Output) -> String {
     let out = String::from_utf8_lossy(&output.stdout);
     let err = String::from_utf8_lossy(&output.stderr);
-    format!("{command:?}: {}\n{}{}", output.status, tail(&out), tail(&err))
+    format!(
+        "{command:?}: {}\n{}{}",
+        output.status,
+        tail(&out),
+        tail(&err)
+    )
 }
 
 /// The last lines of a log, enough to see what went wrong.
@@ -47,7 +54,10 @@ pub fn tail(text: &str) -> String {
     const LINES: usize = 40;
     let lines: Vec<_> = text.lines().collect();
     let from = lines.len().saturating_sub(LINES);
-    lines[from..].iter().map(|line| format!("{line}\n")).collect()
+    lines[from..]
+        .iter()
+        .map(|line| format!("{line}\n"))
+        .collect()
 }
 
 /// Asks `ready` again and again until it answers, at most for `limit`.

@@ -32,9 +32,14 @@ impl Containerd {
         let mut containerd = command("containerd");
         containerd.arg("--config").arg(&config);
         let service = Service::start("containerd", &mut containerd, &dir.join("containerd.log"))?;
-        let mut containerd = Self { service, dir: dir.to_owned() };
+        let mut containerd = Self {
+            service,
+            dir: dir.to_owned(),
+        };
         let ctr = containerd.ctr();
-        containerd.service.wait_ready(|| run(ctr.command().arg("version")).is_ok())?;
+        containerd
+            .service
+            .wait_ready(|| run(ctr.command().arg("version")).is_ok())?;
         Ok(containerd)
     }
 
@@ -68,8 +73,16 @@ impl Drop for Containerd {
     fn drop(&mut self) {
         for container in self.ctr().containers().unwrap_or_default() {
             // One that has no task makes the first fail, one already gone both: nothing is lost.
-            let _ = finish(self.ctr().command().args(["tasks", "delete", "--force", &container]));
-            let _ = finish(self.ctr().command().args(["containers", "delete", &container]));
+            let _ = finish(
+                self.ctr()
+                    .command()
+                    .args(["tasks", "delete", "--force", &container]),
+            );
+            let _ = finish(
+                self.ctr()
+                    .command()
+                    .args(["containers", "delete", &container]),
+            );
         }
     }
 }

@@ -53,7 +53,10 @@ pub struct Mounted {
 impl Ctr {
     /// A client of the containerd at `socket`.
     pub fn new(socket: &Path, namespace: &str) -> Self {
-        Self { socket: socket.to_owned(), namespace: namespace.to_owned() }
+        Self {
+            socket: socket.to_owned(),
+            namespace: namespace.to_owned(),
+        }
     }
 
     /// The namespace.
@@ -64,7 +67,9 @@ impl Ctr {
     /// `ctr`, ready for its subcommand.
     pub fn command(&self) -> Command {
         let mut ctr = command("ctr");
-        ctr.arg("--address").arg(&self.socket).args(["--namespace", &self.namespace]);
+        ctr.arg("--address")
+            .arg(&self.socket)
+            .args(["--namespace", &self.namespace]);
         ctr
     }
 
@@ -75,7 +80,14 @@ impl Ctr {
 
     /// containerd's own full pull, over plain HTTP.
     pub fn pull(&self, snapshotter: &str, image: &str) -> Result<()> {
-        self.call(&["images", "pull", "--plain-http", "--snapshotter", snapshotter, image])?;
+        self.call(&[
+            "images",
+            "pull",
+            "--plain-http",
+            "--snapshotter",
+            snapshotter,
+            image,
+        ])?;
         Ok(())
     }
 
@@ -88,7 +100,8 @@ impl Ctr {
     pub fn run_command(&self, container: Run<'_>) -> Command {
         let mut ctr = self.command();
         ctr.args(["run", "--rm", "--snapshotter", container.snapshotter]);
-        ctr.args([container.image, container.id]).args(container.arguments);
+        ctr.args([container.image, container.id])
+            .args(container.arguments);
         ctr
     }
 
@@ -117,12 +130,28 @@ impl Ctr {
 
     /// Prepares a writable snapshot `key` on top of `parent`.
     pub fn prepare(&self, snapshotter: &str, key: &str, parent: &str) -> Result<SnapshotMount> {
-        self.snapshot(&["snapshots", "--snapshotter", snapshotter, "prepare", "--mounts", key, parent])
+        self.snapshot(&[
+            "snapshots",
+            "--snapshotter",
+            snapshotter,
+            "prepare",
+            "--mounts",
+            key,
+            parent,
+        ])
     }
 
     /// Opens a read-only snapshot `key` of `parent`.
     pub fn view(&self, snapshotter: &str, key: &str, parent: &str) -> Result<SnapshotMount> {
-        self.snapshot(&["snapshots", "--snapshotter", snapshotter, "view", "--mounts", key, parent])
+        self.snapshot(&[
+            "snapshots",
+            "--snapshotter",
+            snapshotter,
+            "view",
+            "--mounts",
+            key,
+            parent,
+        ])
     }
 
     /// Removes a snapshot.
@@ -150,7 +179,11 @@ impl SnapshotMount {
         let point = scratch.dir(name)?;
         let is_flag = |option: &&String| matches!(option.as_str(), "ro" | "rw" | "bind" | "rbind");
         let (flags, data): (Vec<&String>, Vec<&String>) = self.options.iter().partition(is_flag);
-        let data = data.into_iter().map(String::as_str).collect::<Vec<_>>().join(",");
+        let data = data
+            .into_iter()
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join(",");
         let mut bits = MsFlags::empty();
         for flag in flags {
             bits |= match flag.as_str() {
@@ -160,8 +193,14 @@ impl SnapshotMount {
                 _ => MsFlags::empty(),
             };
         }
-        mount(Some(&self.source), &point, Some(self.kind.as_str()), bits, Some(data.as_str()))
-            .with_context(|| format!("cannot mount {self:?}"))?;
+        mount(
+            Some(&self.source),
+            &point,
+            Some(self.kind.as_str()),
+            bits,
+            Some(data.as_str()),
+        )
+        .with_context(|| format!("cannot mount {self:?}"))?;
         Ok(Mounted { point })
     }
 }

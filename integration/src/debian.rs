@@ -28,9 +28,14 @@ pub struct Step<'a> {
 /// for each step. Made once and kept.
 pub fn layers(name: &str, steps: &[Step<'_>]) -> Result<Vec<PathBuf>> {
     let mirror = Mirror::of_this_machine()?;
-    let base = cached(&format!("debian-{}", mirror.suite), |dir| bootstrap(&mirror, dir))?;
+    let base = cached(&format!("debian-{}", mirror.suite), |dir| {
+        bootstrap(&mirror, dir)
+    })?;
     let recipe = format!("{} {steps:?}", mirror.suite);
-    let key = format!("{name}-{}", &sha256(recipe.as_bytes())["sha256:".len()..][..12]);
+    let key = format!(
+        "{name}-{}",
+        &sha256(recipe.as_bytes())["sha256:".len()..][..12]
+    );
     let base = base.join("base.tar.gz");
     let made = cached(&key, |dir| run_steps(&base, steps, dir))?;
     let files = steps.iter().map(|step| made.join(layer_file(step)));
@@ -69,12 +74,19 @@ impl Mirror {
             .find_map(|line| line.strip_prefix(&format!("{suite} main ")))
             .with_context(|| format!("apt knows no mirror for {suite} main"))?
             .to_owned();
-        let proxy = run(command("apt-config").args(["dump", "--format", "%v", "Acquire::http::Proxy"]))?;
-        Ok(Self { url, suite, proxy: Some(proxy).filter(|proxy| !proxy.is_empty()) })
+        let proxy =
+            run(command("apt-config").args(["dump", "--format", "%v", "Acquire::http::Proxy"]))?;
+        Ok(Self {
+            url,
+            suite,
+            proxy: Some(proxy).filter(|proxy| !proxy.is_empty()),
+        })
     }
 
     fn environment(&self, command: &mut Command) {
-        command.env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C.UTF-8");
+        command
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .env("LC_ALL", "C.UTF-8");
         if let Some(proxy) = &self.proxy {
             command.env("http_proxy", proxy);
         }
@@ -86,7 +98,10 @@ fn bootstrap(mirror: &Mirror, dir: &Path) -> Result<()> {
     let root = scratch.dir("root")?;
     let mut debootstrap = command("debootstrap");
     mirror.environment(&mut debootstrap);
-    run(debootstrap.args(["--variant=minbase", &mirror.suite]).arg(&root).arg(&mirror.url))?;
+    run(debootstrap
+        .args(["--variant=minbase", &mirror.suite])
+        .arg(&root)
+        .arg(&mirror.url))?;
     for cache in ["var/cache/apt/archives", "var/lib/apt/lists"] {
         empty(&root.join(cache))?;
     }
@@ -108,15 +123,21 @@ fn run_steps(base: &Path, steps: &[Step<'_>], dir: &Path) -> Result<()> {
     let mirror = Mirror::of_this_machine()?;
     let scratch = Scratch::within(dir)?;
     let bottom = scratch.dir("base")?;
-    run(command("tar").args(["--xattrs", "--xattrs-include=*", "-xpf"]).arg(base).arg("-C").arg(&bottom))?;
+    run(command("tar")
+        .args(["--xattrs", "--xattrs-include=*", "-xpf"])
+        .arg(base)
+        .arg("-C")
+        .arg(&bottom))?;
     let mut lower = vec![bottom];
     for step in steps {
         let upper = scratch.dir(step.name)?;
         let root = Overlay::mount(&scratch, &lower, &upper)?;
         let mut shell = command("chroot");
         mirror.environment(&mut shell);
-        run(shell.arg(&root.point).args(["/bin/sh", "-euc", step.script]))
-            .with_context(|| format!("step {}", step.name))?;
+        run(shell
+            .arg(&root.point)
+            .args(["/bin/sh", "-euc", step.script]))
+        .with_context(|| format!("step {}", step.name))?;
         drop(root);
         lower.insert(0, upper);
     }
@@ -146,8 +167,14 @@ impl Overlay {
             work.display()
         );
         let none = MsFlags::empty();
-        mount(Some("overlay"), &point, Some("overlay"), none, Some(data.as_str()))
-            .with_context(|| format!("cannot mount an overlay: {data}"))?;
+        mount(
+            Some("overlay"),
+            &point,
+            Some("overlay"),
+            none,
+            Some(data.as_str()),
+        )
+        .with_context(|| format!("cannot mount an overlay: {data}"))?;
         Ok(Self { point })
     }
 }
@@ -189,9 +216,22 @@ fn touch(file: &Path) -> Result<()> {
 
 fn pack(root: &Path, compressor: &str, out: &Path) -> Result<()> {
     let mut tar = command("tar");
-    tar.args(["--create", "--format=posix", "--pax-option=delete=atime,delete=ctime"]);
-    tar.args(["--numeric-owner", "--sort=name", "--xattrs", "--xattrs-include=*"]);
-    tar.args(["--xattrs-exclude=trusted.*", "--use-compress-program", compressor]);
+    tar.args([
+        "--create",
+        "--format=posix",
+        "--pax-option=delete=atime,delete=ctime",
+    ]);
+    tar.args([
+        "--numeric-owner",
+        "--sort=name",
+        "--xattrs",
+        "--xattrs-include=*",
+    ]);
+    tar.args([
+        "--xattrs-exclude=trusted.*",
+        "--use-compress-program",
+        compressor,
+    ]);
     run(tar.arg("--file").arg(out).arg("-C").arg(root).arg("."))?;
     Ok(())
 }

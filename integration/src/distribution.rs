@@ -50,7 +50,11 @@ impl DockerRegistry {
         registry.arg("serve").arg(&config);
         let mut service = Service::start("registry", &mut registry, &dir.join("registry.log"))?;
         service.wait_ready(|| TcpStream::connect(("127.0.0.1", port)).is_ok())?;
-        Ok(Self { service, dir: dir.to_owned(), port })
+        Ok(Self {
+            service,
+            dir: dir.to_owned(),
+            port,
+        })
     }
 
     /// `host:port`, the first component of its references.
@@ -73,7 +77,9 @@ impl DockerRegistry {
         let mut traffic = Traffic::default();
         for line in self.service.log().lines() {
             // Lines that are not JSON are the runtime's own.
-            let Ok(entry) = serde_json::from_str::<LogEntry>(line) else { continue };
+            let Ok(entry) = serde_json::from_str::<LogEntry>(line) else {
+                continue;
+            };
             if entry.msg == "response completed" {
                 traffic.add(&entry);
             }

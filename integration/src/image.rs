@@ -54,14 +54,18 @@ impl Layout {
     pub fn create(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir.join("blobs/sha256"))?;
         fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
-        let layout = Self { dir: dir.to_owned() };
+        let layout = Self {
+            dir: dir.to_owned(),
+        };
         layout.write_index(&[])?;
         Ok(layout)
     }
 
     /// The layout in `dir`.
     pub fn open(dir: &Path) -> Self {
-        Self { dir: dir.to_owned() }
+        Self {
+            dir: dir.to_owned(),
+        }
     }
 
     /// Its directory.
@@ -138,9 +142,7 @@ impl Layout {
             },
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
         });
-        let layer = |layer: &Layer| {
-            json!({"mediaType": layer.media_type, "digest": layer.digest, "size": layer.size})
-        };
+        let layer = |layer: &Layer| json!({"mediaType": layer.media_type, "digest": layer.digest, "size": layer.size});
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": MANIFEST,
@@ -151,7 +153,10 @@ impl Layout {
         let digest = descriptor["digest"].as_str().unwrap_or_default().to_owned();
         descriptor["annotations"] = json!({"org.opencontainers.image.ref.name": tag});
         self.write_index(&[descriptor])?;
-        Ok(Image { manifest: digest, layers: layers.to_vec() })
+        Ok(Image {
+            manifest: digest,
+            layers: layers.to_vec(),
+        })
     }
 
     /// The descriptors that `index.json` lists.
@@ -178,7 +183,9 @@ impl Image {
     pub fn chain_id(&self) -> String {
         let mut diff_ids = self.layers.iter().map(|layer| layer.diff_id.clone());
         let bottom = diff_ids.next().unwrap_or_default();
-        diff_ids.fold(bottom, |chain, diff_id| sha256(format!("{chain} {diff_id}").as_bytes()))
+        diff_ids.fold(bottom, |chain, diff_id| {
+            sha256(format!("{chain} {diff_id}").as_bytes())
+        })
     }
 
     /// Bytes of all its layer blobs.

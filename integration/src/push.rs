@@ -14,12 +14,18 @@ use crate::image::{INDEX, Layout};
 /// Pushes everything `layout` holds to `reference` (with a tag) over plain HTTP, its first root
 /// under the tag.
 pub fn push(layout: &Layout, reference: &str) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime
         .block_on(async {
             let push = Push::start(layout, reference.parse()?).await?;
             let roots = layout.roots()?;
-            push.manifest(roots.first().context("the layout is empty")?, &push.reference).await
+            push.manifest(
+                roots.first().context("the layout is empty")?,
+                &push.reference,
+            )
+            .await
         })
         .with_context(|| format!("cannot push {} to {reference}", layout.path().display()))
 }
@@ -34,10 +40,23 @@ impl<'a> Push<'a> {
     async fn start(layout: &'a Layout, reference: Reference) -> Result<Self> {
         // The first one wins; who comes later finds what it wants.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let config = ClientConfig { protocol: ClientProtocol::Http, ..ClientConfig::default() };
+        let config = ClientConfig {
+            protocol: ClientProtocol::Http,
+            ..ClientConfig::default()
+        };
         let client = Client::new(config);
-        client.auth(&reference, &RegistryAuth::Anonymous, RegistryOperation::Push).await?;
-        Ok(Self { client, layout, reference })
+        client
+            .auth(
+                &reference,
+                &RegistryAuth::Anonymous,
+                RegistryOperation::Push,
+            )
+            .await?;
+        Ok(Self {
+            client,
+            layout,
+            reference,
+        })
     }
 
     /// Pushes the manifest or index that `descriptor` names after all it refers to.
@@ -58,17 +77,23 @@ impl<'a> Push<'a> {
             self.blob(blob).await?;
         }
         let body = fs::read(self.layout.blob(digest))?;
-        self.client.push_manifest_raw(to, body, media_type.parse()?).await?;
+        self.client
+            .push_manifest_raw(to, body, media_type.parse()?)
+            .await?;
         Ok(())
     }
 
     async fn blob(&self, digest: &str) -> Result<()> {
         let bytes = fs::read(self.layout.blob(digest)).with_context(|| format!("blob {digest}"))?;
-        self.client.push_blob(&self.reference, bytes, digest).await?;
+        self.client
+            .push_blob(&self.reference, bytes, digest)
+            .await?;
         Ok(())
     }
 }
 
 fn text<'v>(descriptor: &'v Value, key: &str) -> Result<&'v str> {
-    descriptor[key].as_str().with_context(|| format!("no {key} in {descriptor}"))
+    descriptor[key]
+        .as_str()
+        .with_context(|| format!("no {key} in {descriptor}"))
 }

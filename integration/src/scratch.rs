@@ -27,7 +27,9 @@ impl Scratch {
     /// A new directory in `parent`.
     pub fn within(parent: &Path) -> Result<Self> {
         fs::create_dir_all(parent)?;
-        let dir = tempfile::Builder::new().prefix("spanshot-").tempdir_in(parent)?;
+        let dir = tempfile::Builder::new()
+            .prefix("spanshot-")
+            .tempdir_in(parent)?;
         Ok(Self { dir: dir.keep() })
     }
 
@@ -89,11 +91,11 @@ pub fn mounts_below(dir: &Path) -> Result<Vec<PathBuf>> {
 /// processes of containers know nothing of the directory); unmounts everything below it; removes
 /// it. For when orderly ends were cut short: with nothing left to do it does nothing.
 pub fn sweep(dir: &Path) -> Result<()> {
-    let mut doomed = BTreeSet::new();
-    for process in processes_naming(dir)? {
-        descendants(process.pid, &mut doomed);
-        doomed.insert(process.pid);
-    }
+    let mut doomed = processes_naming(dir)?
+        .iter()
+        .map(|process| process.pid)
+        .collect();
+    add_descendants(&mut doomed)?;
     end(&doomed);
     for point in mounts_below(dir)? {
         umount2(&point, MntFlags::MNT_DETACH)
@@ -118,21 +120,31 @@ fn processes_naming(dir: &Path) -> Result<Vec<Process>> {
         .collect())
 }
 
-fn descendants(pid: i32, into: &mut BTreeSet<i32>) {
-    let Ok(tasks) = Process::new(pid).and_then(|process| process.tasks()) else { return };
-    for child in tasks.flatten().filter_map(|task| task.children().ok()).flatten() {
-        if let Ok(child) = i32::try_from(child)
-            && into.insert(child)
-        {
-            descendants(child, into);
+/// Adds every process whose parent is in `pids`, and theirs. (By parent ids: not every kernel lists
+/// a task's children.)
+fn add_descendants(pids: &mut BTreeSet<i32>) -> Result<()> {
+    let stats: Vec<_> = all_processes()?
+        .flatten()
+        .filter_map(|process| process.stat().ok())
+        .collect();
+    loop {
+        let before = pids.len();
+        for stat in &stats {
+            if pids.contains(&stat.ppid) {
+                pids.insert(stat.pid);
+            }
+        }
+        if pids.len() == before {
+            return Ok(());
         }
     }
 }
 
 fn end(pids: &BTreeSet<i32>) {
-    for (signal, patience) in
-        [(Signal::SIGTERM, Duration::from_secs(5)), (Signal::SIGKILL, Duration::from_secs(5))]
-    {
+    for (signal, patience) in [
+        (Signal::SIGTERM, Duration::from_secs(5)),
+        (Signal::SIGKILL, Duration::from_secs(5)),
+    ] {
         let running = || pids.iter().filter(|pid| is_running(**pid));
         running().for_each(|pid| {
             let _ = kill(Pid::from_raw(*pid), signal);
@@ -144,7 +156,9 @@ fn end(pids: &BTreeSet<i32>) {
     }
 }
 
-/// A zombie has ended; its parent just has not looked yet.
-fn is_running(pid: i32) -> bool {
-    Process::new(pid).and_then(|process| process.stat()).is_ok_and(|stat| stat.state != 'Z')
+/// Whether the process runs. A zombie has ended; its parent just has not looked yet.
+pub fn is_running(pid: i32) -> bool {
+    Process::new(pid)
+        .and_then(|process| process.stat())
+        .is_ok_and(|stat| stat.state != 'Z')
 }

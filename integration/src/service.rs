@@ -39,7 +39,11 @@ impl Service {
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {command:?}"))?;
-        Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            log: log.to_owned(),
+        })
     }
 
     /// Waits until `ready` holds; an error with the end of the log if the program ends before, or
@@ -83,7 +87,10 @@ impl Service {
             if start.elapsed() > PATIENCE {
                 self.child.kill()?;
                 self.child.wait()?;
-                bail!("{} did not end within {PATIENCE:?} of {signal}; killed", self.name);
+                bail!(
+                    "{} did not end within {PATIENCE:?} of {signal}; killed",
+                    self.name
+                );
             }
             std::thread::sleep(Duration::from_millis(10));
         }

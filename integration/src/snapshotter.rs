@@ -50,12 +50,26 @@ impl Snapshotter {
 
     fn start_again(dir: &Path, socket: &Path, metrics: u16) -> Result<Self> {
         let mut daemon = command(binary("soci-snapshotter-grpc")?);
-        daemon.arg("--address").arg(socket).arg("--config").arg(dir.join("config.toml"));
-        daemon.arg("--root").arg(dir.join("root")).args(["--log-level", "info"]);
+        daemon
+            .arg("--address")
+            .arg(socket)
+            .arg("--config")
+            .arg(dir.join("config.toml"));
+        daemon
+            .arg("--root")
+            .arg(dir.join("root"))
+            .args(["--log-level", "info"]);
         let service = Service::start("snapshotter", &mut daemon, &dir.join("daemon.log"))?;
         let (dir, socket) = (dir.to_owned(), socket.to_owned());
-        let mut snapshotter = Self { service, dir, socket: socket.clone(), metrics };
-        snapshotter.service.wait_ready(|| UnixStream::connect(&socket).is_ok())?;
+        let mut snapshotter = Self {
+            service,
+            dir,
+            socket: socket.clone(),
+            metrics,
+        };
+        snapshotter
+            .service
+            .wait_ready(|| UnixStream::connect(&socket).is_ok())?;
         Ok(snapshotter)
     }
 
@@ -102,7 +116,9 @@ impl Snapshotter {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(error.into()),
         };
-        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+        entries
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect()
     }
 
     /// Mount points of FUSE views below its root.
@@ -112,7 +128,11 @@ impl Snapshotter {
         let is_ours = |mount: &procfs::process::MountInfo| {
             mount.fs_type.starts_with("fuse") && mount.mount_point.starts_with(&root)
         };
-        Ok(mounts.into_iter().filter(is_ours).map(|mount| mount.mount_point).collect())
+        Ok(mounts
+            .into_iter()
+            .filter(is_ours)
+            .map(|mount| mount.mount_point)
+            .collect())
     }
 }
 
@@ -126,7 +146,10 @@ pub struct Soci {
 impl Soci {
     /// One that has no containerd to talk to.
     pub fn alone(scratch: &Scratch) -> Result<Self> {
-        Ok(Self { root: scratch.dir("soci-cli")?, containerd: None })
+        Ok(Self {
+            root: scratch.dir("soci-cli")?,
+            containerd: None,
+        })
     }
 
     /// One that talks to `containerd`.
@@ -144,7 +167,9 @@ impl Soci {
         soci.arg("--root").arg(&self.root);
         match &self.containerd {
             Some((socket, namespace)) => {
-                soci.arg("--address").arg(socket).args(["--namespace", namespace]);
+                soci.arg("--address")
+                    .arg(socket)
+                    .args(["--namespace", namespace]);
             }
             None => {
                 soci.args(["--address", "/nonexistent/containerd.sock"]);

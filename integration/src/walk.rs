@@ -15,13 +15,33 @@ use sha2::{Digest, Sha256};
 #[derive(Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the kinds of stat(2)")]
 pub enum Kind {
-    Regular { size: u64, links: u64, sha256: String },
+    Regular {
+        size: u64,
+        links: u64,
+        sha256: String,
+    },
     Directory,
-    Symlink { target: PathBuf, size: u64, links: u64 },
-    Fifo { links: u64 },
-    Socket { links: u64 },
-    CharDevice { major: u64, minor: u64, links: u64 },
-    BlockDevice { major: u64, minor: u64, links: u64 },
+    Symlink {
+        target: PathBuf,
+        size: u64,
+        links: u64,
+    },
+    Fifo {
+        links: u64,
+    },
+    Socket {
+        links: u64,
+    },
+    CharDevice {
+        major: u64,
+        minor: u64,
+        links: u64,
+    },
+    BlockDevice {
+        major: u64,
+        minor: u64,
+        links: u64,
+    },
 }
 
 /// One name of a tree. Size and link count of directories are left out: they are the business of
@@ -86,17 +106,35 @@ fn examine(path: &Path, metadata: &Metadata) -> Result<Node> {
 
 fn kind(path: &Path, metadata: &Metadata) -> Result<Kind> {
     let (size, links) = (metadata.size(), metadata.nlink());
-    let (major, minor) =
-        (nix::sys::stat::major(metadata.rdev()), nix::sys::stat::minor(metadata.rdev()));
+    let (major, minor) = (
+        nix::sys::stat::major(metadata.rdev()),
+        nix::sys::stat::minor(metadata.rdev()),
+    );
     let of = metadata.file_type();
     Ok(match () {
         () if of.is_dir() => Kind::Directory,
-        () if of.is_symlink() => Kind::Symlink { target: fs::read_link(path)?, size, links },
+        () if of.is_symlink() => Kind::Symlink {
+            target: fs::read_link(path)?,
+            size,
+            links,
+        },
         () if of.is_fifo() => Kind::Fifo { links },
         () if of.is_socket() => Kind::Socket { links },
-        () if of.is_char_device() => Kind::CharDevice { major, minor, links },
-        () if of.is_block_device() => Kind::BlockDevice { major, minor, links },
-        () => Kind::Regular { size, links, sha256: digest_of(path)? },
+        () if of.is_char_device() => Kind::CharDevice {
+            major,
+            minor,
+            links,
+        },
+        () if of.is_block_device() => Kind::BlockDevice {
+            major,
+            minor,
+            links,
+        },
+        () => Kind::Regular {
+            size,
+            links,
+            sha256: digest_of(path)?,
+        },
     })
 }
 
@@ -145,8 +183,14 @@ pub fn differences(expected: &Tree, actual: &Tree) -> Vec<String> {
             Some(_) => {}
         }
     }
-    for (path, have) in actual.iter().filter(|(path, _)| !expected.contains_key(*path)) {
-        found.push(format!("/{}: should not be there, is {have}", path.display()));
+    for (path, have) in actual
+        .iter()
+        .filter(|(path, _)| !expected.contains_key(*path))
+    {
+        found.push(format!(
+            "/{}: should not be there, is {have}",
+            path.display()
+        ));
     }
     found
 }
@@ -168,7 +212,11 @@ pub fn assert_same(expected: &Tree, actual: &Tree) {
 impl fmt::Display for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (seconds, nanoseconds) = self.mtime;
-        write!(f, "{:?} {:04o} {}:{}", self.kind, self.mode, self.uid, self.gid)?;
+        write!(
+            f,
+            "{:?} {:04o} {}:{}",
+            self.kind, self.mode, self.uid, self.gid
+        )?;
         write!(f, " {seconds}.{nanoseconds:09}")?;
         if let Some(first) = &self.same_as {
             write!(f, " same as /{}", first.display())?;
@@ -189,19 +237,39 @@ impl fmt::Debug for Node {
 impl fmt::Debug for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Regular { size, links, sha256 } => {
-                write!(f, "file of {size} bytes, {links} links, sha256 {}", &sha256[..12])
+            Self::Regular {
+                size,
+                links,
+                sha256,
+            } => {
+                write!(
+                    f,
+                    "file of {size} bytes, {links} links, sha256 {}",
+                    &sha256[..12]
+                )
             }
             Self::Directory => f.write_str("directory"),
-            Self::Symlink { target, size, links } => {
+            Self::Symlink {
+                target,
+                size,
+                links,
+            } => {
                 write!(f, "symlink ({size}, {links} links) to {}", target.display())
             }
             Self::Fifo { links } => write!(f, "fifo, {links} links"),
             Self::Socket { links } => write!(f, "socket, {links} links"),
-            Self::CharDevice { major, minor, links } => {
+            Self::CharDevice {
+                major,
+                minor,
+                links,
+            } => {
                 write!(f, "char device {major}:{minor}, {links} links")
             }
-            Self::BlockDevice { major, minor, links } => {
+            Self::BlockDevice {
+                major,
+                minor,
+                links,
+            } => {
                 write!(f, "block device {major}:{minor}, {links} links")
             }
         }
