@@ -19,6 +19,7 @@ pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const GZIP_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const ZSTD_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 const PLAIN_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
 /// An OCI image layout on disk.
@@ -92,23 +93,19 @@ impl Layout {
         Ok(digest)
     }
 
-    /// Stores the layer blob in `file`, gzip or plain tar.
+    /// Stores the layer blob in `file`: gzip, zstd or plain tar.
     pub fn add_layer_file(&self, file: &Path) -> Result<Layer> {
         let digest = format!("sha256:{}", digest_of(file)?);
         let blob = self.blob(&digest);
         if !blob.exists() {
             fs::copy(file, &blob).with_context(|| format!("cannot copy {}", file.display()))?;
         }
-        let is_gzip = is_gzip(file)?;
+        let (media_type, mut tar) = open_layer(file)?;
         let mut hasher = Sha256::new();
-        let mut tar: Box<dyn Read> = match is_gzip {
-            true => Box::new(MultiGzDecoder::new(File::open(file)?)),
-            false => Box::new(File::open(file)?),
-        };
         io::copy(&mut tar, &mut HashWriter(&mut hasher))
             .with_context(|| format!("cannot inflate {}", file.display()))?;
         Ok(Layer {
-            media_type: if is_gzip { GZIP_LAYER } else { PLAIN_LAYER }.to_owned(),
+            media_type: media_type.to_owned(),
             digest,
             size: fs::metadata(file)?.len(),
             diff_id: format!("sha256:{}", hex(&hasher.finalize())),
@@ -208,8 +205,14 @@ pub fn architecture() -> &'static str {
     }
 }
 
-fn is_gzip(file: &Path) -> Result<bool> {
+/// A layer blob's media type, by its first bytes, and its tar.
+fn open_layer(file: &Path) -> Result<(&'static str, Box<dyn Read>)> {
     let mut magic = Vec::new();
-    File::open(file)?.take(2).read_to_end(&mut magic)?;
-    Ok(magic == [0x1f, 0x8b])
+    File::open(file)?.take(4).read_to_end(&mut magic)?;
+    let blob = File::open(file)?;
+    Ok(match magic[..] {
+        [0x1f, 0x8b, ..] => (GZIP_LAYER, Box::new(MultiGzDecoder::new(blob))),
+        [0x28, 0xb5, 0x2f, 0xfd] => (ZSTD_LAYER, Box::new(zstd::Decoder::new(blob)?)),
+        _ => (PLAIN_LAYER, Box::new(blob)),
+    })
 }
