@@ -45,6 +45,21 @@ pub fn file_layer(path: &str, content: &[u8]) -> Result<Vec<u8>> {
     Ok(tar.into_inner()?)
 }
 
+/// Bytes that no compressor makes smaller, the same every time.
+pub fn noise(size: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    (0..size.div_ceil(8))
+        .flat_map(|_| next())
+        .take(size)
+        .collect()
+}
+
 fn header(kind: EntryType, mode: u32, size: u64) -> Header {
     const MTIME: u64 = 1_700_000_000;
     let mut header = Header::new_gnu();

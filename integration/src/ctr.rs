@@ -18,7 +18,7 @@ pub struct Ctr {
 }
 
 /// A container that runs to its end.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Run<'a> {
     /// Snapshotter: `overlayfs` or `soci`.
     pub snapshotter: &'a str,
@@ -27,7 +27,19 @@ pub struct Run<'a> {
     /// Container id.
     pub id: &'a str,
     /// Program and arguments; the image's own if empty.
-    pub arguments: &'a [&'a str],
+    pub arguments: Vec<&'a str>,
+}
+
+impl<'a> Run<'a> {
+    /// A shell with busybox's or dash's `sh -c script`, through us.
+    pub fn shell(image: &'a str, id: &'a str, script: &'a str) -> Self {
+        Self {
+            snapshotter: "soci",
+            image,
+            id,
+            arguments: vec!["/bin/sh", "-c", script],
+        }
+    }
 }
 
 /// One mount of a snapshot, as the snapshotter gave it.

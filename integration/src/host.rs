@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
+use crate::busybox;
 use crate::containerd::Containerd;
 use crate::ctr::Ctr;
 use crate::distribution::DockerRegistry;
@@ -132,6 +133,13 @@ impl Host {
         })
     }
 
+    /// Pushes an indexed image of busybox with one layer for each of `files` on top.
+    pub fn publish_files(&self, name: &str, files: &[(&str, &[u8])]) -> Result<Published> {
+        let layout = self.layout(name)?;
+        let layers = small_layers(&layout, files)?;
+        self.publish_layers(name, &layout, &layers, Some(Indexing::default()))
+    }
+
     /// A copy of `layout`, named `name`, with an index (v2).
     pub fn index(&self, layout: &Layout, name: &str, how: Indexing) -> Result<Layout> {
         let out = self.scratch.dir("layouts")?.join(name);
@@ -165,6 +173,15 @@ impl Host {
         drop(registry);
         scratch.assert_clean()
     }
+}
+
+/// The layers of a small image: busybox, and one for each of `files`.
+pub fn small_layers(layout: &Layout, files: &[(&str, &[u8])]) -> Result<Vec<Layer>> {
+    let mut layers = vec![layout.add_gzip_layer(&busybox::layer()?)?];
+    for (path, content) in files {
+        layers.push(layout.add_gzip_layer(&busybox::file_layer(path, content)?)?);
+    }
+    Ok(layers)
 }
 
 /// `soci convert --standalone` from one layout directory to another.

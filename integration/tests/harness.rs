@@ -41,7 +41,7 @@ fn an_image_we_made_runs_from_our_registry_and_the_registry_counted_its_bytes() 
         snapshotter: "overlayfs",
         image: &reference,
         id: "greeter",
-        arguments: &[],
+        arguments: vec![],
     };
     assert_eq!(ctr.run(run).unwrap(), "hello\n");
 
@@ -169,12 +169,12 @@ fn a_debian_image_has_layers_with_whiteouts_and_runs() {
     let ctr = containerd.ctr();
     ctr.pull("overlayfs", &reference).unwrap();
     let script = "cat /media/file; test ! -e /usr/share/doc; test ! -e /etc/motd";
-    let arguments = ["/bin/sh", "-euc", script];
+    let arguments = vec!["/bin/sh", "-euc", script];
     let run = Run {
         snapshotter: "overlayfs",
         image: &reference,
         id: "slim",
-        arguments: &arguments,
+        arguments,
     };
     assert_eq!(ctr.run(run).unwrap(), "new\n");
 }

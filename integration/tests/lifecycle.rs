@@ -2,13 +2,13 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
-use integration::busybox;
+use integration::busybox::noise;
 use integration::command::{run, until};
 use integration::ctr::Run;
-use integration::host::{Host, Indexing, ON_DEMAND, Published};
-use integration::image::{Layer, Layout};
+use integration::host::{Host, ON_DEMAND};
 use integration::walk::{assert_same, walk};
 use nix::sys::signal::Signal;
 
@@ -18,24 +18,17 @@ const COLLECTED: Duration = Duration::from_secs(15);
 #[test]
 fn a_container_reads_and_writes_and_only_what_it_reads_is_fetched() {
     let host = Host::start(ON_DEMAND).unwrap();
-    let ballast = incompressible(64 << 20);
-    let published = small_image(
-        &host,
-        "lazy",
-        &[("ballast", &ballast), ("greeting", b"hello\n")],
-    );
+    let ballast = noise(64 << 20);
+    let files: [(&str, &[u8]); 2] = [("ballast", &ballast), ("greeting", b"hello\n")];
+    let published = host.publish_files("lazy", &files).unwrap();
     let before = host.registry.traffic().unwrap();
     host.soci().unwrap().rpull(&published.reference).unwrap();
-    let script = "cat /greeting; echo written >/new; cat /new; tail -c 5 /ballast | md5sum";
-    let script = script.replace(
-        "tail -c 5 /ballast | md5sum",
-        "rm /greeting; ls /greeting /new || true",
-    );
+    let script = "cat /greeting; rm /greeting; echo written >/new; cat /new; ls /greeting || true";
     let output = host
         .ctr()
-        .run(shell(&published, "reader", &script))
+        .run(Run::shell(&published.reference, "reader", script))
         .unwrap();
-    assert_eq!(output, "hello\nwritten\n/new\n");
+    assert_eq!(output, "hello\nwritten\n");
     let fetched = host.registry.traffic().unwrap().since(before);
     assert!(
         fetched.blob_bytes * 10 < published.image.size(),
@@ -49,12 +42,18 @@ fn a_container_reads_and_writes_and_only_what_it_reads_is_fetched() {
 #[test]
 fn everything_read_through_a_container_is_what_was_packed() {
     let host = Host::start("").unwrap();
-    let ballast = incompressible(20 << 20);
-    let published = small_image(&host, "whole", &[("ballast", &ballast)]);
+    let ballast = noise(20 << 20);
+    let published = host
+        .publish_files("whole", &[("ballast", &ballast)])
+        .unwrap();
     host.soci().unwrap().rpull(&published.reference).unwrap();
     let output = host
         .ctr()
-        .run(shell(&published, "reader", "sha256sum /ballast"))
+        .run(Run::shell(
+            &published.reference,
+            "reader",
+            "sha256sum /ballast",
+        ))
         .unwrap();
     let digest = integration::image::sha256(&ballast).replace("sha256:", "");
     assert_eq!(output, format!("{digest}  /ballast\n"));
@@ -64,7 +63,9 @@ fn everything_read_through_a_container_is_what_was_packed() {
 #[test]
 fn what_a_container_wrote_is_committed_and_seen_by_containers_on_top() {
     let host = Host::start(ON_DEMAND).unwrap();
-    let published = small_image(&host, "base", &[("kept", b"kept\n"), ("gone", b"gone\n")]);
+    let published = host
+        .publish_files("base", &[("kept", b"kept\n"), ("gone", b"gone\n")])
+        .unwrap();
     host.soci().unwrap().rpull(&published.reference).unwrap();
     let ctr = host.ctr();
     let image = published.reference.as_str();
@@ -141,10 +142,14 @@ fn what_a_container_wrote_is_committed_and_seen_by_containers_on_top() {
 #[test]
 fn a_removed_image_leaves_no_mount_no_snapshot_and_no_layer() {
     let host = Host::start(ON_DEMAND).unwrap();
-    let published = small_image(&host, "gone", &[("file", &incompressible(3 << 20))]);
+    let published = host
+        .publish_files("gone", &[("file", &noise(3 << 20))])
+        .unwrap();
     host.soci().unwrap().rpull(&published.reference).unwrap();
     let script = "cat /file >/dev/null";
-    host.ctr().run(shell(&published, "reader", script)).unwrap();
+    host.ctr()
+        .run(Run::shell(&published.reference, "reader", script))
+        .unwrap();
     assert_eq!(
         host.snapshotter.layers().unwrap().len(),
         published.image.layers.len()
@@ -164,18 +169,23 @@ fn a_removed_image_leaves_no_mount_no_snapshot_and_no_layer() {
             .unwrap()
             .is_empty()
     );
-    let again = host.soci().unwrap().rpull(&published.reference);
-    again.unwrap();
-    host.ctr().run(shell(&published, "again", script)).unwrap();
+    host.soci().unwrap().rpull(&published.reference).unwrap();
+    host.ctr()
+        .run(Run::shell(&published.reference, "again", script))
+        .unwrap();
     host.finish().unwrap();
 }
 
 #[test]
 fn images_that_share_layers_and_containers_that_share_an_image_live_on_when_one_goes() {
     let host = Host::start(ON_DEMAND).unwrap();
-    let file = incompressible(3 << 20);
-    let one = small_image(&host, "one", &[("file", &file), ("name", b"one\n")]);
-    let two = small_image(&host, "two", &[("file", &file), ("name", b"two\n")]);
+    let file = noise(3 << 20);
+    let one = host
+        .publish_files("one", &[("file", &file), ("name", b"one\n")])
+        .unwrap();
+    let two = host
+        .publish_files("two", &[("file", &file), ("name", b"two\n")])
+        .unwrap();
     for image in [&one, &two] {
         host.soci().unwrap().rpull(&image.reference).unwrap();
     }
@@ -198,7 +208,11 @@ fn images_that_share_layers_and_containers_that_share_an_image_live_on_when_one_
         1,
         "one view of one chain"
     );
-    assert_eq!(ctr.run(shell(&one, "other", "cat /name")).unwrap(), "one\n");
+    assert_eq!(
+        ctr.run(Run::shell(&one.reference, "other", "cat /name"))
+            .unwrap(),
+        "one\n"
+    );
     ctr.remove_image(&one.reference).unwrap();
     ctr.call(&["tasks", "delete", "--force", "first"]).unwrap();
     ctr.call(&["containers", "delete", "first"]).unwrap();
@@ -214,11 +228,10 @@ fn images_that_share_layers_and_containers_that_share_an_image_live_on_when_one_
     ];
     let digest = integration::image::sha256(&file).replace("sha256:", "");
     assert_eq!(ctr.call(&exec).unwrap(), format!("{digest}  /file\n"));
-    let shared = 2;
     until(
         "the layer only the removed image had is collected",
         COLLECTED,
-        || Ok((host.snapshotter.layers()?.len() == shared + 1).then_some(())),
+        || Ok((host.snapshotter.layers()?.len() == two.image.layers.len()).then_some(())),
     )
     .unwrap();
     host.finish().unwrap();
@@ -227,7 +240,9 @@ fn images_that_share_layers_and_containers_that_share_an_image_live_on_when_one_
 #[test]
 fn after_a_restart_images_run_again_and_the_tree_is_the_same() {
     let mut host = Host::start(ON_DEMAND).unwrap();
-    let published = small_image(&host, "kept", &[("file", &incompressible(2 << 20))]);
+    let published = host
+        .publish_files("kept", &[("file", &noise(2 << 20))])
+        .unwrap();
     host.soci().unwrap().rpull(&published.reference).unwrap();
     let before = host.walk("soci", &published).unwrap();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL] {
@@ -247,7 +262,7 @@ fn after_a_restart_images_run_again_and_the_tree_is_the_same() {
         assert_same(&before, &host.walk("soci", &published).unwrap());
         assert_eq!(
             host.ctr()
-                .run(shell(&published, "again", "echo back"))
+                .run(Run::shell(&published.reference, "again", "echo back"))
                 .unwrap(),
             "back\n"
         );
@@ -258,7 +273,9 @@ fn after_a_restart_images_run_again_and_the_tree_is_the_same() {
 #[test]
 fn a_user_who_is_not_root_reads_the_image() {
     let host = Host::start(ON_DEMAND).unwrap();
-    let published = small_image(&host, "user", &[("file", b"readable\n")]);
+    let published = host
+        .publish_files("user", &[("file", b"readable\n")])
+        .unwrap();
     host.soci().unwrap().rpull(&published.reference).unwrap();
     let mounts = host
         .ctr()
@@ -274,52 +291,7 @@ fn a_user_who_is_not_root_reads_the_image() {
     let names = run(&mut chroot).unwrap();
     assert!(names.lines().any(|name| name == "file"), "{names}");
     let seen = walk(mounted.path()).unwrap();
-    assert!(seen.contains_key("file".as_ref()));
+    assert!(seen.contains_key(Path::new("file")));
     drop(mounted);
     host.finish().unwrap();
-}
-
-/// An image of busybox and one layer for each file.
-fn small_image(host: &Host, name: &str, files: &[(&str, &[u8])]) -> Published {
-    let layout = host.layout(name).unwrap();
-    let mut layers = vec![layout.add_gzip_layer(&busybox::layer().unwrap()).unwrap()];
-    layers.extend(
-        files
-            .iter()
-            .map(|(path, content)| file_layer(&layout, path, content)),
-    );
-    host.publish_layers(name, &layout, &layers, Some(Indexing::default()))
-        .unwrap()
-}
-
-fn file_layer(layout: &Layout, path: &str, content: &[u8]) -> Layer {
-    layout
-        .add_gzip_layer(&busybox::file_layer(path, content).unwrap())
-        .unwrap()
-}
-
-fn shell<'a>(published: &'a Published, id: &'a str, script: &'a str) -> Run<'a> {
-    // Leaked: a test has few of them, and an array of borrowed arguments needs an owner.
-    let arguments = Vec::leak(vec!["/bin/sh", "-c", script]);
-    Run {
-        snapshotter: "soci",
-        image: &published.reference,
-        id,
-        arguments,
-    }
-}
-
-/// Bytes that no compressor makes smaller, the same every time.
-fn incompressible(size: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    };
-    (0..size.div_ceil(8))
-        .flat_map(|_| next())
-        .take(size)
-        .collect()
 }
