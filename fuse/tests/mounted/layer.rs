@@ -155,7 +155,7 @@ pub(crate) fn toc(archive: &[u8]) -> Toc {
     for entry in reader.entries().unwrap() {
         entries.push(toc_entry(&mut entry.unwrap()));
     }
-    Toc::new(entries)
+    Toc::new(entries, archive.len() as u64).unwrap()
 }
 
 fn toc_entry(entry: &mut tar::Entry<'_, Cursor<&[u8]>>) -> Entry {
