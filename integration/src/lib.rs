@@ -1,1 +1,3 @@
 //! Parts of whole-system tests: registries, containerd, images.
+
+pub mod registry;
