@@ -5,6 +5,8 @@ use std::sync::LazyLock;
 
 pub mod app;
 pub mod config;
+pub mod content;
+pub mod discovery;
 pub mod error;
 pub mod layer;
 pub mod logging;
