@@ -8,16 +8,26 @@
 //! Every call goes over the hosts of its reference, mirrors first, and over again while failures are
 //! of the passing kind, within one budget of tries and time. Dropping a future cancels what it does.
 
+mod auth;
 mod blob;
+mod body;
 mod config;
 mod credentials;
 mod descriptor;
 mod download;
 mod error;
+pub(crate) mod flight;
+mod hosts;
+mod manifests;
+mod push;
 mod redacted;
 mod reference;
 mod referrers;
+mod retry;
+pub mod tls;
+mod transport;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -34,6 +44,12 @@ pub use download::Download;
 pub use error::{Detail, Problem, RegistryError};
 pub use reference::{ParseReferenceError, Reference};
 
+pub(crate) use download::digest_of;
+
+use hosts::{Endpoint, Hosts};
+use retry::{Attempts, Subject};
+use transport::{Payload, Transport};
+
 /// Largest manifest or index read, in bytes.
 pub const MAX_MANIFEST_SIZE: u64 = 8 << 20;
 
@@ -46,6 +62,8 @@ pub struct Registry {
 #[derive(Debug)]
 struct Shared {
     config: RegistryConfig,
+    hosts: Hosts,
+    transport: Transport,
 }
 
 /// What came of pushing a manifest.
@@ -56,20 +74,26 @@ pub struct Pushed {
 }
 
 impl Registry {
-    /// A client with these settings. Fails when certificates cannot be read, or a mirror is no URL.
-    pub fn new(config: RegistryConfig) -> Result<Self, RegistryError> {
+    /// A client with these settings. Fails when a mirror is no host, or a certificate cannot be read;
+    /// blocks on reading them.
+    pub fn new(config: RegistryConfig) -> Result<Self, Problem> {
+        hosts::check(&config)?;
+        let transport = Transport::new(&config)?;
         Ok(Self {
-            shared: Arc::new(Shared { config }),
+            shared: Arc::new(Shared {
+                config,
+                hosts: Hosts::new(),
+                transport,
+            }),
         })
     }
 
-    /// The manifest or index that `reference` names.
+    /// The manifest or index that `reference` names, verified if it names a digest.
     pub async fn resolve(&self, reference: &Reference) -> Result<Resolved, RegistryError> {
-        let _ = (reference, &self.shared.config);
-        todo!()
+        manifests::resolve(self, reference).await
     }
 
-    /// The manifest or index `digest` in the repository of `reference`.
+    /// The manifest or index `digest` in the repository of `reference`, verified.
     pub async fn manifest(
         &self,
         reference: &Reference,
@@ -85,20 +109,18 @@ impl Registry {
         digest: &Digest,
         limit: u64,
     ) -> Result<Bytes, RegistryError> {
-        let _ = (reference, digest, limit);
-        todo!()
+        download::fetch(self, reference, digest, limit).await
     }
 
-    /// Starts the download of a whole blob of any size; continued where it broke, verified at its end.
+    /// A download of a whole blob of any size, begun when first read; continued where it broke,
+    /// verified at its end.
     pub fn download(&self, reference: &Reference, digest: &Digest) -> Download {
-        let _ = (reference, digest);
-        todo!()
+        Download::new(self.clone(), reference.clone(), *digest)
     }
 
     /// A blob of `size` bytes to be read by ranges. Asks the registry nothing yet.
     pub fn blob(&self, reference: &Reference, digest: &Digest, size: u64) -> Blob {
-        let _ = (reference, digest, size);
-        todo!()
+        Blob::new(self.clone(), reference.clone(), *digest, size)
     }
 
     /// The manifests of `artifact_type` that name `subject`: by the referrers API, else by the
@@ -109,27 +131,25 @@ impl Registry {
         subject: &Digest,
         artifact_type: &str,
     ) -> Result<Vec<Descriptor>, RegistryError> {
-        let _ = (reference, subject, artifact_type);
-        todo!()
+        referrers::list(self, reference, subject, artifact_type).await
     }
 
-    /// The descriptor of the manifest that `reference` names, without its bytes; `None` if there is none.
+    /// What the origin says of the manifest that `reference` names, without its bytes; `None` if
+    /// there is none.
     pub async fn has_manifest(
         &self,
         reference: &Reference,
     ) -> Result<Option<Descriptor>, RegistryError> {
-        let _ = reference;
-        todo!()
+        manifests::head(self, reference).await
     }
 
-    /// Whether the repository has the blob.
+    /// Whether the origin's repository has the blob.
     pub async fn has_blob(
         &self,
         reference: &Reference,
         digest: &Digest,
     ) -> Result<bool, RegistryError> {
-        let _ = (reference, digest);
-        todo!()
+        push::has_blob(self, reference, digest).await
     }
 
     /// Puts a blob into the repository, unless it is there.
@@ -138,8 +158,8 @@ impl Registry {
         reference: &Reference,
         bytes: Bytes,
     ) -> Result<(), RegistryError> {
-        let _ = (reference, bytes);
-        todo!()
+        let digest = digest_of(&bytes).await;
+        push::blob(self, reference, &digest, Payload::Bytes(bytes)).await
     }
 
     /// Puts a blob of any size from a file into the repository, unless it is there.
@@ -147,10 +167,21 @@ impl Registry {
         &self,
         reference: &Reference,
         digest: &Digest,
-        path: &std::path::Path,
+        path: &Path,
     ) -> Result<(), RegistryError> {
-        let _ = (reference, digest, path);
-        todo!()
+        let size = tokio::fs::metadata(path).await.map_err(|error| {
+            let detail = format!("{}: {error}", path.display());
+            self.error(
+                reference,
+                format!("upload of blob {digest}"),
+                Problem::Setup { detail },
+            )
+        })?;
+        let payload = Payload::File {
+            path: path.to_owned(),
+            size: size.len(),
+        };
+        push::blob(self, reference, digest, payload).await
     }
 
     /// Puts a manifest or index under the digest or tag of `reference` (the digest if it has both).
@@ -160,8 +191,7 @@ impl Registry {
         media_type: &str,
         bytes: Bytes,
     ) -> Result<Pushed, RegistryError> {
-        let _ = (reference, media_type, bytes);
-        todo!()
+        push::manifest(self, reference, media_type, bytes).await
     }
 
     /// Adds `descriptor` to the index under the referrers tag of `subject`. For registries that do
@@ -172,7 +202,55 @@ impl Registry {
         subject: &Digest,
         descriptor: &Descriptor,
     ) -> Result<(), RegistryError> {
-        let _ = (reference, subject, descriptor);
-        todo!()
+        referrers::push_tag(self, reference, subject, descriptor).await
+    }
+
+    fn transport(&self) -> &Transport {
+        &self.shared.transport
+    }
+
+    fn pull_attempts(
+        &self,
+        reference: &Reference,
+        object: String,
+    ) -> Result<Attempts, RegistryError> {
+        let hosts = self.shared.hosts.for_pull(reference, &self.shared.config);
+        self.attempts(reference, object, hosts)
+    }
+
+    fn push_attempts(
+        &self,
+        reference: &Reference,
+        object: String,
+    ) -> Result<Attempts, RegistryError> {
+        let hosts = self.shared.hosts.for_push(reference, &self.shared.config);
+        self.attempts(reference, object, hosts)
+    }
+
+    fn attempts(
+        &self,
+        reference: &Reference,
+        object: String,
+        hosts: Result<Vec<Arc<Endpoint>>, Problem>,
+    ) -> Result<Attempts, RegistryError> {
+        match hosts {
+            Ok(hosts) => {
+                let subject = Subject {
+                    object,
+                    repository: reference.repository().to_owned(),
+                };
+                Ok(Attempts::new(subject, hosts, &self.shared.config.http))
+            }
+            Err(problem) => Err(self.error(reference, object, problem)),
+        }
+    }
+
+    fn error(&self, reference: &Reference, object: String, problem: Problem) -> RegistryError {
+        RegistryError {
+            object,
+            repository: reference.repository().to_owned(),
+            host: reference.host().to_owned(),
+            problem,
+        }
     }
 }

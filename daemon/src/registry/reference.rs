@@ -80,6 +80,15 @@ impl Reference {
         }
     }
 
+    /// The same repository at `tag`, without a digest. The tag is not checked.
+    pub(crate) fn with_tag(&self, tag: &str) -> Self {
+        Self {
+            tag: Some(tag.to_owned()),
+            digest: None,
+            ..self.clone()
+        }
+    }
+
     /// What follows `/manifests/` to get it: the digest if there is one, else the tag.
     pub(crate) fn manifest_path(&self) -> String {
         match (&self.digest, &self.tag) {
