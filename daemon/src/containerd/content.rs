@@ -66,15 +66,16 @@ impl Containerd {
         Ok(infos.filter_map(read_info).collect())
     }
 
-    /// The bytes of a blob from its start.
+    /// The bytes of a blob from `offset` on.
     pub async fn content_read(
         &self,
         digest: &Digest,
+        offset: u64,
     ) -> Result<impl Stream<Item = Result<Bytes, ContainerdError>> + Send + 'static, ContainerdError>
     {
         let request = self.request(api::ReadContentRequest {
             digest: digest.to_string(),
-            offset: 0,
+            offset: i64::try_from(offset).unwrap_or(i64::MAX),
             size: 0,
         });
         let action = format!("read content {digest}");

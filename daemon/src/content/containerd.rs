@@ -52,7 +52,7 @@ impl ContentStore for ContainerdStore {
         if size > limit {
             return Err(self.error(digest, StoreErrorKind::TooLarge { size, limit }));
         }
-        let parts = self.containerd.content_read(digest).await;
+        let parts = self.containerd.content_read(digest, 0).await;
         let bytes: BytesMut = parts
             .map_err(self.failed(digest))?
             .try_fold(BytesMut::new(), |mut bytes, part| async move {
@@ -87,7 +87,7 @@ impl ContentStore for ContainerdStore {
         let Some(info) = info.map_err(self.failed(digest))? else {
             return Ok(None);
         };
-        let parts = self.containerd.content_read(digest).await;
+        let parts = self.containerd.content_read(digest, 0).await;
         let parts = parts.map_err(self.failed(digest))?;
         Ok(Some(ContentReader {
             size: info.size,
