@@ -67,8 +67,11 @@ impl Snapshotter {
         SnapshotsClient::new(self.containerd.channel.clone())
     }
 
-    /// Whether a committed snapshot `name` exists.
-    pub async fn has(&self, name: &str) -> Result<bool, ContainerdError> {
+    /// The labels of the committed snapshot `name`, if there is one.
+    pub async fn committed(
+        &self,
+        name: &str,
+    ) -> Result<Option<BTreeMap<String, String>>, ContainerdError> {
         let request = self.containerd.request(api::StatSnapshotRequest {
             snapshotter: self.name.clone(),
             key: name.to_owned(),
@@ -76,7 +79,9 @@ impl Snapshotter {
         let answer = optional(self.client().stat(request).await)
             .map_err(self.failed(format!("look up snapshot {name}")))?;
         let info = answer.and_then(|answer| answer.into_inner().info);
-        Ok(info.is_some_and(|info| info.kind() == api::Kind::Committed))
+        Ok(info
+            .filter(|info| info.kind() == api::Kind::Committed)
+            .map(|info| info.labels.into_iter().collect()))
     }
 
     /// Prepares an active snapshot `key` on `parent` (empty for the lowest layer).

@@ -18,7 +18,7 @@ use crate::image::{PlatformManifest, SourceImage};
 use crate::layers::LayerIndexer;
 use crate::options::{BuildArguments, Globals, PlatformArguments, StoreChoice};
 use crate::progress::Progress;
-use crate::session::Session;
+use crate::session::{Session, leased};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -63,8 +63,7 @@ pub(crate) async fn run(globals: &Globals, arguments: Arguments) -> Result<()> {
     let session = Session::open(globals)?;
     let image = session.image(&arguments.source).await?;
     let soci_store = globals.content_store == StoreChoice::Soci;
-    session
-        .leased(async |containerd| {
+    leased(&session.containerd, async |containerd| {
             let mut stores: Vec<Arc<dyn ContentStore>> =
                 vec![Arc::new(ContainerdStore::new(containerd.clone()))];
             // The converted image refers to its artifacts, so containerd has them in any case.

@@ -15,7 +15,7 @@ use crate::image::{PlatformManifest, SourceImage};
 use crate::layers::{LayerIndexer, now};
 use crate::options::{BuildArguments, Globals, PlatformArguments};
 use crate::progress::Progress;
-use crate::session::Session;
+use crate::session::{Session, leased};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -30,9 +30,10 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(globals: &Globals, arguments: Arguments) -> Result<()> {
     let session = Session::open(globals)?;
     let image = session.image(&arguments.image).await?;
-    session
-        .leased(async |containerd| create(&session, containerd, &image, &arguments).await)
-        .await
+    leased(&session.containerd, async |containerd| {
+        create(&session, containerd, &image, &arguments).await
+    })
+    .await
 }
 
 async fn create(

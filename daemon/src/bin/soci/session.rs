@@ -53,15 +53,15 @@ impl Session {
             self.globals.namespace
         )
     }
+}
 
-    /// Runs `work` under a lease, which ends with it whatever comes of it.
-    pub(crate) async fn leased<T>(
-        &self,
-        work: impl AsyncFnOnce(&Containerd) -> Result<T>,
-    ) -> Result<T> {
-        let lease: Lease = self.containerd.lease().await?;
-        let outcome = work(lease.client()).await;
-        let released = lease.release().await.context("the work itself is done");
-        outcome.and_then(|value| released.map(|()| value))
-    }
+/// Runs `work` under a lease, which ends with it whatever comes of it.
+pub(crate) async fn leased<T>(
+    containerd: &Containerd,
+    work: impl AsyncFnOnce(&Containerd) -> Result<T>,
+) -> Result<T> {
+    let lease: Lease = containerd.lease().await?;
+    let outcome = work(lease.client()).await;
+    let released = lease.release().await.context("the work itself is done");
+    outcome.and_then(|value| released.map(|()| value))
 }
