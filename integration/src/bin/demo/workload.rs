@@ -42,7 +42,7 @@ pub(crate) fn publish(scratch: &Scratch, registry: &DockerRegistry) -> Result<Wo
     };
     let scripts = [
         ("python", install("python3")),
-        ("numpy", install("python3-numpy python3-scipy")),
+        ("numpy", install("python3-numpy")),
         (
             "app",
             format!("mkdir /app; cat >/app/main.py <<'END'\n{APPLICATION}END\n"),
