@@ -74,8 +74,10 @@ pub struct Pushed {
 }
 
 impl Registry {
-    /// A client with these settings. Fails when certificates cannot be read. Blocks on reading them.
+    /// A client with these settings. Fails when a mirror is no host, or a certificate cannot be read;
+    /// blocks on reading them.
     pub fn new(config: RegistryConfig) -> Result<Self, Problem> {
+        hosts::check(&config)?;
         let transport = Transport::new(&config)?;
         Ok(Self {
             shared: Arc::new(Shared {
