@@ -4,11 +4,14 @@
 use std::sync::LazyLock;
 
 pub mod app;
+pub mod artifacts;
 pub mod config;
+pub mod containerd;
 pub mod content;
 pub mod discovery;
 pub mod error;
 pub mod layer;
+pub mod layout;
 pub mod logging;
 pub mod metrics;
 pub mod registry;
