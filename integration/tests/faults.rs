@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use integration::busybox::noise;
@@ -412,7 +412,7 @@ fn a_full_disk_fails_nobody_who_needs_no_space_and_ends_when_there_is_space() {
 }
 
 /// Writes until there is no space left.
-fn fill(file: &PathBuf) {
+fn fill(file: &Path) {
     let mut dd = command("dd");
     dd.args(["if=/dev/zero", "bs=4k"])
         .arg(format!("of={}", file.display()));
