@@ -15,6 +15,7 @@ pub mod builder;
 pub mod checkpoint;
 pub mod digest;
 pub mod error;
+mod gzip;
 pub mod index;
 pub mod inflate;
 pub mod span;
