@@ -5,6 +5,8 @@ mod bytes;
 mod containerd;
 mod fidelity;
 mod layer;
+mod lifecycle;
 mod mounts;
+mod security;
 mod stacked;
 mod walk;
