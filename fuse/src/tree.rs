@@ -7,6 +7,8 @@ mod build;
 mod finish;
 mod left_out;
 mod name;
+#[cfg(test)]
+pub(crate) mod sample;
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
