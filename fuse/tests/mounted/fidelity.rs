@@ -1,5 +1,7 @@
 //! A view below an overlay looks like the same layers unpacked by containerd.
 
+use std::fs;
+use std::io::Read;
 use std::path::Path;
 
 use tar::EntryType;
@@ -266,4 +268,24 @@ fn a_directory_that_is_only_implied_has_the_attributes_it_has_below() {
     let top = archive(&[Member::file("a/b/c/e", "3"), Member::file("e/f/g", "3")]);
     let implied = ["a", "a/b", "a/b/c", "e", "e/f"];
     assert_as_unpacked_but_for_times_of(&implied, &[bottom, middle, top]);
+}
+
+/// A golden layer, uncompressed.
+fn golden(name: &str) -> Vec<u8> {
+    let layers = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ztoc/tests/golden/layers");
+    let compressed = fs::File::open(layers.join(name)).unwrap();
+    let mut tar = Vec::new();
+    flate2::read::MultiGzDecoder::new(compressed)
+        .read_to_end(&mut tar)
+        .unwrap();
+    tar
+}
+
+#[test]
+fn odd_entries_and_whiteouts_above_them_are_as_unpacked() {
+    let layers = [
+        golden("03-odd-pax-gzip9.tar.gz"),
+        golden("03u-whiteouts.tar.gz"),
+    ];
+    assert_as_unpacked_but_for_times_of(&[], &layers);
 }

@@ -3,6 +3,7 @@
 
 mod bytes;
 mod containerd;
+mod directories;
 mod fidelity;
 mod layer;
 mod lifecycle;
