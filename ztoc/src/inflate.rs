@@ -27,7 +27,10 @@
 mod bits;
 mod careful;
 mod cursor;
+mod fast;
 mod header;
+#[cfg(feature = "fast")]
+mod raw;
 mod tables;
 
 pub use self::cursor::Cursor;
@@ -35,6 +38,7 @@ pub use self::cursor::Cursor;
 use self::bits::{Bits, Halt, Read};
 use self::careful::Token;
 use self::cursor::Block;
+use self::fast::{Leave, Limits, Place};
 use self::header::Kind;
 use self::tables::BlockTables;
 use crate::error::InflateError;
@@ -268,14 +272,30 @@ impl Decoder<'_> {
     /// Decodes tokens of a compressed block.
     fn compressed(&mut self) -> Read<Option<Stop>> {
         let tables = self.tables.of(self.input, self.cursor)?;
-        let out = &mut *self.out;
-        let cursor = &mut *self.cursor;
+        let (cursor, out) = (&mut *self.cursor, &mut *self.out);
+        self.pos = cursor.finish_match(out, self.pos);
+        if self.pos == out.len() {
+            return Ok(None);
+        }
+        let mut place = Place {
+            bit: cursor.bit,
+            pos: self.pos,
+        };
+        let leave = decode_fast(self.input, out, tables, &mut place);
+        (cursor.bit, self.pos) = (place.bit, place.pos);
+        match leave {
+            Leave::Slack => self.compressed_end(),
+            Leave::EndOfBlock => Ok(Some(self.end_block())),
+            Leave::Corrupt(error) => Err(error.into()),
+        }
+    }
+
+    /// Decodes tokens of a compressed block where input or output have no slack.
+    fn compressed_end(&mut self) -> Read<Option<Stop>> {
+        let tables = self.tables.of(self.input, self.cursor)?;
+        let (cursor, out) = (&mut *self.cursor, &mut *self.out);
         let mut bits = Bits::new(self.input, cursor.bit);
-        loop {
-            self.pos = cursor.finish_match(out, self.pos);
-            if self.pos == out.len() {
-                return Ok(None);
-            }
+        while self.pos < out.len() {
             match careful::token(&mut bits, tables)? {
                 Token::Literal(byte) => {
                     out[self.pos] = byte;
@@ -291,6 +311,7 @@ impl Decoder<'_> {
                         .into());
                     }
                     (cursor.left, cursor.distance) = (length, distance);
+                    self.pos = cursor.finish_match(out, self.pos);
                 }
                 Token::EndOfBlock => {
                     cursor.bit = bits.at();
@@ -299,5 +320,17 @@ impl Decoder<'_> {
             }
             cursor.bit = bits.at();
         }
+        Ok(None)
     }
+}
+
+/// Decodes with the fast loop as far as that goes.
+fn decode_fast(input: &[u8], out: &mut [u8], tables: &BlockTables, place: &mut Place) -> Leave {
+    let Some(limits) = Limits::new(input.len(), out.len()) else {
+        return Leave::Slack;
+    };
+    #[cfg(feature = "fast")]
+    return raw::decode(input, out, tables, limits, place);
+    #[cfg(not(feature = "fast"))]
+    return fast::decode::<false>(&mut fast::Checked { input, out, tables }, limits, place);
 }

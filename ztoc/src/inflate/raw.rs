@@ -1,0 +1,103 @@
+//! The fast loop on unchecked memory, with x86's bit field instruction where there is
+//! one. This is the inflater's only unsafe code; without the feature `fast` the same loop
+//! runs on checked slices.
+#![allow(unsafe_code)]
+
+use super::fast::{self, Leave, Limits, Memory, Place};
+use super::tables::BlockTables;
+
+/// Input, output and tables without bounds checks.
+struct Raw<'a> {
+    input: &'a [u8],
+    out: &'a mut [u8],
+    tables: &'a BlockTables,
+}
+
+/// Decodes as [`fast::decode`].
+pub(super) fn decode(
+    input: &[u8],
+    out: &mut [u8],
+    tables: &BlockTables,
+    limits: Limits,
+    place: &mut Place,
+) -> Leave {
+    let mut raw = Raw { input, out, tables };
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("bmi1") && is_x86_feature_detected!("bmi2") {
+        // SAFETY: the features are there.
+        return unsafe { decode_bmi(&mut raw, limits, place) };
+    }
+    fast::decode::<false>(&mut raw, limits, place)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "bmi1,bmi2")]
+fn decode_bmi(raw: &mut Raw<'_>, limits: Limits, place: &mut Place) -> Leave {
+    fast::decode::<true>(raw, limits, place)
+}
+
+/// The bits of `value` from bit `control % 256` on, `control / 256 % 256` of them.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(super) fn bextr(value: u64, control: u64) -> u64 {
+    // SAFETY: only `decode_bmi` runs the loop with `BEXTR` set.
+    unsafe { core::arch::x86_64::_bextr2_u64(value, control) }
+}
+
+// SAFETY of all that follows: the loop calls these with what its limits allow; see there.
+impl Memory for Raw<'_> {
+    #[inline(always)]
+    fn input_word(&self, at: usize) -> u64 {
+        debug_assert!(at + 8 <= self.input.len());
+        // SAFETY: refills begin within the input slack of `Limits`.
+        unsafe { u64::from_le(self.input.as_ptr().add(at).cast::<u64>().read_unaligned()) }
+    }
+
+    #[inline(always)]
+    fn litlen(&self, index: usize) -> u32 {
+        debug_assert!(index < self.tables.litlen.len());
+        // SAFETY: an index is below 2048, or a subtable's start plus its index bits.
+        unsafe { *self.tables.litlen.get_unchecked(index) }
+    }
+
+    #[inline(always)]
+    fn distance(&self, index: usize) -> u64 {
+        debug_assert!(index < self.tables.distance.len());
+        // SAFETY: an index is below 256, or a subtable's start plus its index bits.
+        unsafe { *self.tables.distance.get_unchecked(index) }
+    }
+
+    #[inline(always)]
+    fn put(&mut self, at: usize, byte: u8) {
+        debug_assert!(at < self.out.len());
+        // SAFETY: within the output slack of `Limits`.
+        unsafe { *self.out.get_unchecked_mut(at) = byte }
+    }
+
+    #[inline(always)]
+    fn put_word(&mut self, at: usize, word: u64) {
+        debug_assert!(at + 8 <= self.out.len());
+        // SAFETY: within the output slack of `Limits`.
+        unsafe {
+            self.out
+                .as_mut_ptr()
+                .add(at)
+                .cast::<u64>()
+                .write_unaligned(word.to_le())
+        }
+    }
+
+    #[inline(always)]
+    fn word(&self, at: usize) -> u64 {
+        debug_assert!(at + 8 <= self.out.len());
+        // SAFETY: a match starts in the output and is read behind where it is written.
+        unsafe { u64::from_le(self.out.as_ptr().add(at).cast::<u64>().read_unaligned()) }
+    }
+
+    #[inline(always)]
+    fn byte(&self, at: usize) -> u8 {
+        debug_assert!(at < self.out.len());
+        // SAFETY: a match starts in the output.
+        unsafe { *self.out.get_unchecked(at) }
+    }
+}
