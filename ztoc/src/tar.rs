@@ -10,8 +10,8 @@ mod member;
 mod pax;
 pub(crate) mod sparse;
 
-use self::header::{Block, Header};
 pub(crate) use self::header::BLOCK_LEN;
+use self::header::{Block, Header};
 use self::member::{Extended, Member};
 use self::sparse::{MapReader, OldMap};
 use crate::error::SparseError;
@@ -162,9 +162,15 @@ impl Scanner {
         };
         if !complete {
             let at = UncompressedOffset(self.member_at);
-            return Err(TarError { at, reason: TarErrorReason::CutOff });
+            return Err(TarError {
+                at,
+                reason: TarErrorReason::CutOff,
+            });
         }
-        Ok(Scanned { entries: self.entries, end: UncompressedOffset(self.position) })
+        Ok(Scanned {
+            entries: self.entries,
+            end: UncompressedOffset(self.position),
+        })
     }
 
     /// Goes on to the next state if the unit of the current one is complete.
@@ -268,13 +274,21 @@ impl Scanner {
             if member.stored < BLOCK_LEN as u64 {
                 return Err(SparseError("cut off").into());
             }
-            self.expect(State::Map(Box::new((member, MapReader::default()))), BLOCK_LEN);
+            self.expect(
+                State::Map(Box::new((member, MapReader::default()))),
+                BLOCK_LEN,
+            );
             return Ok(());
         }
         self.complete(member)
     }
 
-    fn old_map(&mut self, mut member: Member, map: OldMap, more: bool) -> Result<(), TarErrorReason> {
+    fn old_map(
+        &mut self,
+        mut member: Member,
+        map: OldMap,
+        more: bool,
+    ) -> Result<(), TarErrorReason> {
         if more {
             self.expect(State::OldMap(Box::new((member, map))), BLOCK_LEN);
             return Ok(());
