@@ -28,8 +28,18 @@ fn assert_as_unpacked_but_for_times_of(implied: &[&str], layers: &[Vec<u8>]) {
         for path in implied {
             forget_mtime(tree, path);
         }
+        forget_blocks_of_attributes(tree);
     }
     assert_same(&ours, &theirs);
+}
+
+/// ext4 puts extended attributes that are too large for the inode into a block and counts it.
+fn forget_blocks_of_attributes(tree: &mut Tree) {
+    for seen in tree.values_mut() {
+        if seen.xattrs.values().map(Vec::len).sum::<usize>() > 50 {
+            seen.blocks = 0;
+        }
+    }
 }
 
 fn forget_mtime(tree: &mut Tree, path: &str) {
@@ -287,5 +297,15 @@ fn odd_entries_and_whiteouts_above_them_are_as_unpacked() {
         golden("03-odd-pax-gzip9.tar.gz"),
         golden("03u-whiteouts.tar.gz"),
     ];
-    assert_as_unpacked_but_for_times_of(&[], &layers);
+    let mut implied: Vec<String> = ["missing", "missing/parent", "missing/parent/dirs", "names"]
+        .map(String::from)
+        .into();
+    for depth in 1..=5 {
+        implied.push(format!(
+            "names{}",
+            format!("/{}", "p".repeat(60)).repeat(depth)
+        ));
+    }
+    let implied: Vec<&str> = implied.iter().map(String::as_str).collect();
+    assert_as_unpacked_but_for_times_of(&implied, &layers);
 }
