@@ -218,7 +218,11 @@ impl Entry {
 
 impl Toc {
     /// Sorts and checks the entries of a layer of `size` uncompressed bytes.
-    pub(crate) fn new(mut entries: Vec<Entry>, size: u64) -> Result<Self, DecodeError> {
+    ///
+    /// # Errors
+    ///
+    /// The first entry whose data lies outside the layer or overlaps the one before.
+    pub fn new(mut entries: Vec<Entry>, size: u64) -> Result<Self, DecodeError> {
         entries.sort_by_key(|entry| entry.offset);
         let toc = Self { entries };
         for (index, entry) in toc.entries.iter().enumerate() {
