@@ -1,5 +1,6 @@
 //! A mounted view.
 
+mod mount_table;
 mod offer;
 mod replay;
 
@@ -226,13 +227,14 @@ impl Session {
         self.detach_on_drop = false;
     }
 
-    /// Whether the mount at the mountpoint is still this one.
+    /// Whether the mount at the mountpoint is still this one. The file system itself is not asked:
+    /// a dead or stuck one does not answer.
     fn is_mounted(&self) -> bool {
-        match fs::symlink_metadata(&self.mountpoint) {
-            Ok(metadata) => metadata.dev() == self.device_number,
-            // A connection that is dead or stuck answers nothing, not even this.
-            Err(error) => error.kind() != io::ErrorKind::NotFound,
-        }
+        let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
+        mount_table::topmost(&table, &self.mountpoint).is_some_and(|mount| {
+            // Device numbers are given away again; the type tells ours from most others then.
+            mount.device_number == self.device_number && mount.kind == TYPE.as_bytes()
+        })
     }
 }
 
