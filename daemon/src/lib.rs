@@ -8,6 +8,7 @@ pub mod config;
 pub mod content;
 pub mod discovery;
 pub mod error;
+pub mod images;
 pub mod layer;
 pub mod logging;
 pub mod metrics;
