@@ -19,7 +19,13 @@ pub(super) struct Input<R> {
 
 impl<R: Read> Input<R> {
     pub(super) fn new(reader: R) -> Self {
-        Self { reader, buffer: Vec::new(), used: 0, end: 0, ended: false }
+        Self {
+            reader,
+            buffer: Vec::new(),
+            used: 0,
+            end: 0,
+            ended: false,
+        }
     }
 
     /// What has been read and not released.

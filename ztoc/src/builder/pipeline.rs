@@ -90,7 +90,11 @@ pub(super) fn build(
         };
         let (diff_id, scanned) = scanned?;
         let ztoc = assemble(zinfo, digests, size, scanned, &options.build_tool)?;
-        Ok(Built { ztoc, layer_digest: blob.unwrap_or(diff_id), diff_id })
+        Ok(Built {
+            ztoc,
+            layer_digest: blob.unwrap_or(diff_id),
+            diff_id,
+        })
     })
 }
 
@@ -108,13 +112,12 @@ fn check_format(compression: Compression, head: &[u8]) -> Result<(), BuildError>
 }
 
 fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
-    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    thread
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-fn hash(
-    pieces: &Receiver<CompressedPiece>,
-    whole_blob: bool,
-) -> (Option<Digest>, Vec<Digest>) {
+fn hash(pieces: &Receiver<CompressedPiece>, whole_blob: bool) -> (Option<Digest>, Vec<Digest>) {
     let mut hasher = CompressedHasher::new(whole_blob);
     for piece in pieces {
         hasher.take(&piece);
@@ -154,12 +157,26 @@ fn copy(
         if spans > (Ztoc::MAX_ENCODED_LEN / DIGEST_LEN) as u64 {
             return Err(BuildError::TooLarge.into());
         }
-        let piece = PlainPiece { buffer: Arc::new(bytes), range: 0..len, members: Vec::new() };
-        sinks.compressed(CompressedPiece { bytes: piece.buffer.to_vec(), checkpoints })?;
+        let piece = PlainPiece {
+            buffer: Arc::new(bytes),
+            range: 0..len,
+            members: Vec::new(),
+        };
+        sinks.compressed(CompressedPiece {
+            bytes: piece.buffer.to_vec(),
+            checkpoints,
+        })?;
         sinks.plain(piece)?;
         input.release(len);
         if !input.fill()? {
-            return Ok((Zinfo::Tar(TarZinfo { version: 2, span_size, size: end }), end));
+            return Ok((
+                Zinfo::Tar(TarZinfo {
+                    version: 2,
+                    span_size,
+                    size: end,
+                }),
+                end,
+            ));
         }
     }
 }

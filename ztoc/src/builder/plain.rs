@@ -67,6 +67,9 @@ impl PlainReader {
 
     /// The diff ID and what the tar holds.
     pub(super) fn finish(self) -> Result<(Digest, Scanned), BuildError> {
-        Ok((Digest::from_bytes(self.hasher.finalize().into()), self.scanner.finish()?))
+        Ok((
+            Digest::from_bytes(self.hasher.finalize().into()),
+            self.scanner.finish()?,
+        ))
     }
 }
