@@ -1,6 +1,24 @@
 //! The kernel side: one read-only view of merged image layers as a FUSE file system.
 //!
+//! A layer's table of contents becomes a [`LayerTree`]; a run of layers becomes a [`View`], whose
+//! directories are merged in memory; [`mount`] serves a view until its [`Session`] is dropped.
+//!
 //! No registry, no runtime, no gRPC is known here. Bytes come through [`content::LayerContent`],
 //! which answers on the FUSE thread when it has them and otherwise takes the reply away.
 
+mod attr;
 pub mod content;
+mod counters;
+mod error;
+mod filesystem;
+mod inode;
+mod merge;
+mod read;
+mod session;
+mod tree;
+mod xattr;
+
+pub use crate::counters::Counters;
+pub use crate::merge::{Layer, View};
+pub use crate::session::{MountOptions, Session, detach, mount};
+pub use crate::tree::LayerTree;

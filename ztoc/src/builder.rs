@@ -1,8 +1,23 @@
 //! Builds a zTOC in one pass over a layer blob.
+//!
+//! The calling thread reads and inflates; two others hash: one what is compressed (blob and spans),
+//! one what is plain (diff ID, gzip's checksums), and scans the tar. Bounded channels between them
+//! carry pieces of about a megabyte, so that memory is bounded too: by a few of these, the part of
+//! a deflate block that is being read, the checkpoints and the table of contents.
+
+mod compressed;
+mod gunzip;
+mod input;
+mod output;
+mod pipeline;
+mod plain;
 
 use std::io::Read;
 
 use crate::digest::Digest;
+use crate::error::{DecodeError, GzipError, InflateError, SpansError};
+use crate::gzip;
+use crate::tar::TarError;
 use crate::unit::SpanSize;
 use crate::ztoc::{Compression, Ztoc};
 
@@ -26,20 +41,119 @@ pub struct Built {
     pub diff_id: Digest,
 }
 
-/// Why no zTOC could be built.
+/// Why no zTOC could be built. Offsets are positions in the layer blob.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
     /// Reading the layer failed.
     #[error("cannot read the layer")]
     Read(#[from] std::io::Error),
+    /// The layer is compressed in another way than stated.
+    #[error("the layer is {found}, not {expected}")]
+    Format {
+        /// What was asked for.
+        expected: LayerFormat,
+        /// What the layer begins like.
+        found: LayerFormat,
+    },
+    /// The layer is zstd-compressed: zTOCs cannot describe that.
+    #[error(
+        "the layer is zstd-compressed: not supported, zTOCs exist for gzip and plain tar layers"
+    )]
+    Zstd,
+    /// The layer is empty.
+    #[error("the layer is empty")]
+    Empty,
+    /// The blob ends within a gzip member.
+    #[error("the layer is cut off: its gzip stream does not end within its {0} bytes")]
+    CutOff(u64),
+    /// A gzip member's header is malformed.
+    #[error("gzip member at offset {at}: {source}")]
+    Header {
+        /// Where the member begins.
+        at: u64,
+        /// What is wrong.
+        source: GzipError,
+    },
+    /// Something other than zeros or a further member follows the gzip stream.
+    #[error("garbage behind the end of the gzip stream at offset {0}")]
+    Garbage(u64),
+    /// The deflate stream is corrupt.
+    #[error("the layer is corrupt near offset {at}: {source}")]
+    Deflate {
+        /// About where.
+        at: u64,
+        /// What is wrong.
+        source: InflateError,
+    },
+    /// A gzip member does not have the content that its trailer states.
+    #[error(
+        "the layer is corrupt: checksum or length of the gzip member that ends at uncompressed offset {0} is wrong"
+    )]
+    Checksum(u64),
+    /// The content is no tar that can become a layer.
+    #[error(transparent)]
+    Tar(#[from] TarError),
+    /// A span would be longer than [`crate::SpanTable::MAX_SPAN_LEN`].
+    #[error("cannot divide the layer: {0}")]
+    Spans(#[from] SpansError),
+    /// The zTOC would exceed [`Ztoc::MAX_ENCODED_LEN`].
+    #[error(
+        "the zTOC would exceed {} bytes: choose a larger span size",
+        Ztoc::MAX_ENCODED_LEN
+    )]
+    TooLarge,
+    /// The members of the tar contradict each other.
+    #[error("cannot describe the layer: {0}")]
+    Toc(DecodeError),
 }
 
-/// Reads the whole layer from `layer`. Memory is bounded by a few spans.
+/// What a layer blob is, by its first bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LayerFormat {
+    /// gzip.
+    Gzip,
+    /// zstd.
+    Zstd,
+    /// Anything else: a plain tar, if it is a layer at all.
+    Plain,
+}
+
+impl std::fmt::Display for LayerFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Gzip => "gzip-compressed",
+            Self::Zstd => "zstd-compressed",
+            Self::Plain => "uncompressed",
+        })
+    }
+}
+
+/// Bytes that [`sniff`] needs.
+pub const SNIFF_LEN: usize = 4;
+
+/// Tells a layer's format from its first [`SNIFF_LEN`] bytes (or fewer, if it has no more).
+pub fn sniff(head: &[u8]) -> LayerFormat {
+    match head {
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => LayerFormat::Zstd,
+        // A frame that decoders skip, of which a layer may begin with one.
+        [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => LayerFormat::Zstd,
+        [a, b, ..] if [*a, *b] == gzip::MAGIC => LayerFormat::Gzip,
+        _ => LayerFormat::Plain,
+    }
+}
+
+/// Reads the whole layer from `layer`. Memory is bounded by a few spans, the checkpoints and the
+/// table of contents. Starts two threads, which end before it returns.
+///
+/// # Errors
+///
+/// The layer cannot be read, is not what `compression` says, is corrupt or cut off, is no tar, or
+/// exceeds a limit.
 pub fn build(
     compression: Compression,
     layer: impl Read,
     options: &BuildOptions,
 ) -> Result<Built, BuildError> {
-    todo!()
+    pipeline::build(compression, layer, options)
 }

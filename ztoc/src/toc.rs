@@ -1,7 +1,13 @@
 //! The table of contents: one entry per tar member, in tar order.
 
+mod timestamp;
+
 use std::ops::Range;
 
+pub use self::timestamp::Timestamp;
+use crate::error::{DecodeError, EntryError, SparseError};
+use crate::tar::BLOCK_LEN;
+use crate::tar::sparse::{self, MAX_MAP_LEN, Region, SparseMap};
 use crate::unit::UncompressedOffset;
 
 /// What a tar member is. The file type comes from here alone, never from the mode.
@@ -23,13 +29,31 @@ pub enum EntryKind {
     Fifo,
 }
 
-/// A time as the tar gives it: seconds since 1970 (may be negative) and nanoseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Timestamp {
-    /// Seconds since 1970-01-01T00:00:00Z, rounded down.
-    pub seconds: i64,
-    /// 0..1_000_000_000.
-    pub nanos: u32,
+impl EntryKind {
+    const TEXTS: [(Self, &'static str); 7] = [
+        (Self::HardLink, "hardlink"),
+        (Self::SymLink, "symlink"),
+        (Self::Directory, "dir"),
+        (Self::Regular, "reg"),
+        (Self::CharDevice, "char"),
+        (Self::BlockDevice, "block"),
+        (Self::Fifo, "fifo"),
+    ];
+
+    /// The name that a zTOC has for it.
+    pub fn text(self) -> &'static str {
+        Self::TEXTS
+            .iter()
+            .find(|(kind, _)| *kind == self)
+            .map_or("", |(_, text)| text)
+    }
+
+    pub(crate) fn from_text(text: &[u8]) -> Option<Self> {
+        let mut texts = Self::TEXTS.iter();
+        texts
+            .find(|(_, other)| other.as_bytes() == text)
+            .map(|(kind, _)| *kind)
+    }
 }
 
 /// One tar member. Names and texts are raw bytes: tar knows no encoding.
@@ -73,7 +97,8 @@ pub enum FileData {
     /// Runs of data with holes (zeros) between them, ascending, within `Entry::size`.
     Sparse(Vec<Extent>),
     /// A GNU PAX 1.0 sparse file: its map is text in the tar, in front of the data, and must be
-    /// read first: give the bytes of this range to [`Entry::sparse_1_0`].
+    /// read first: give the bytes of this range to [`Entry::sparse_1_0`]. The range is as long as
+    /// a map may be; where [`Toc::header_offset`] knows better, what lies before it may be left out.
     MapInArchive(Range<UncompressedOffset>),
 }
 
@@ -104,13 +129,144 @@ impl Entry {
 
     /// Where the bytes of a regular file lie; an empty contiguous range for other kinds.
     pub fn data(&self) -> FileData {
-        todo!()
+        let start = self.offset;
+        match self.sparse_map() {
+            Ok(SparseMap::Regions(regions)) => FileData::Sparse(self.extents(&regions)),
+            Ok(SparseMap::InArchive) => {
+                let longest = (MAX_MAP_LEN + BLOCK_LEN) as u64;
+                FileData::MapInArchive(UncompressedOffset(start.0.saturating_sub(longest))..start)
+            }
+            // No entry of a decoded or built zTOC has a malformed map.
+            Ok(SparseMap::None) | Err(_) => {
+                let len = if self.kind == EntryKind::Regular {
+                    self.size
+                } else {
+                    0
+                };
+                FileData::Contiguous(start..UncompressedOffset(start.0.saturating_add(len)))
+            }
+        }
+    }
+
+    /// The runs of data of a sparse file whose [`Self::data`] is [`FileData::MapInArchive`], from
+    /// the bytes in front of its data: a piece of the tar that ends at [`Self::offset`] and holds
+    /// at least the map and the block before it. They ascend and lie within `size`; a hostile map
+    /// may lead them out of the layer.
+    ///
+    /// # Errors
+    ///
+    /// The bytes do not end with a map, or with one that does not fit the file.
+    pub fn sparse_1_0(&self, header_area: &[u8]) -> Result<Vec<Extent>, SparseError> {
+        let regions = sparse::parse_map_before(header_area)?;
+        sparse::validate(&regions, self.size)?;
+        Ok(self.extents(&regions))
+    }
+
+    fn sparse_map(&self) -> Result<SparseMap, SparseError> {
+        match self.kind {
+            EntryKind::Regular => sparse::from_pax(&self.pax, self.size),
+            _ => Ok(SparseMap::None),
+        }
+    }
+
+    fn extents(&self, regions: &[Region]) -> Vec<Extent> {
+        let mut tar_offset = self.offset.0;
+        let extent = |region: &Region| {
+            let Region {
+                offset: file_offset,
+                len,
+            } = *region;
+            let extent = Extent {
+                file_offset,
+                tar_offset: UncompressedOffset(tar_offset),
+                len,
+            };
+            tar_offset = tar_offset.saturating_add(len);
+            extent
+        };
+        regions.iter().map(extent).collect()
+    }
+
+    /// The number of bytes that follow the headers in the tar, without padding; `None` where only
+    /// the tar tells.
+    fn stored_len(&self) -> Result<Option<u64>, SparseError> {
+        Ok(match (self.kind, self.sparse_map()?) {
+            (EntryKind::Regular, SparseMap::None) => Some(self.size),
+            (EntryKind::Regular, SparseMap::Regions(regions)) => Some(sparse::stored_len(&regions)),
+            (EntryKind::Regular, SparseMap::InArchive) => None,
+            _ => Some(0),
+        })
+    }
+
+    /// Where this entry's data and padding end, if that is known.
+    fn end(&self) -> Option<u64> {
+        let end = self.offset.0.checked_add(self.stored_len().ok()??)?;
+        end.checked_next_multiple_of(BLOCK_LEN as u64)
+    }
+
+    /// An upper limit of the space that this entry takes in a zTOC.
+    pub(crate) fn encoded_len(&self) -> usize {
+        let texts = [&self.name, &self.link, &self.uname, &self.gname];
+        let texts: usize = texts.iter().map(|text| text.len() + 12).sum();
+        let pax = self
+            .pax
+            .iter()
+            .map(|(key, value)| key.len() + value.len() + 40);
+        texts + pax.sum::<usize>() + 256
     }
 }
 
 impl Toc {
+    /// Sorts and checks the entries of a layer of `size` uncompressed bytes.
+    ///
+    /// # Errors
+    ///
+    /// The first entry whose data lies outside the layer or overlaps the one before.
+    pub fn new(mut entries: Vec<Entry>, size: u64) -> Result<Self, DecodeError> {
+        entries.sort_by_key(|entry| entry.offset);
+        let toc = Self { entries };
+        for (index, entry) in toc.entries.iter().enumerate() {
+            toc.check(index, entry, size).map_err(|source| {
+                let name = String::from_utf8_lossy(&entry.name)
+                    .chars()
+                    .take(200)
+                    .collect();
+                DecodeError::Entry {
+                    index,
+                    name,
+                    source,
+                }
+            })?;
+        }
+        Ok(toc)
+    }
+
+    fn check(&self, index: usize, entry: &Entry, size: u64) -> Result<(), EntryError> {
+        let offset = entry.offset.0;
+        let end = offset.saturating_add(entry.stored_len()?.unwrap_or(0));
+        if end > size {
+            return Err(EntryError::OutOfRange { end, size });
+        }
+        match self.header_offset(index) {
+            Some(UncompressedOffset(header)) if header > offset => {
+                Err(EntryError::Overlap { offset, header })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The entries in tar order.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
+    }
+
+    /// Where the headers of entry `index` begin; they end where its data begins. `None` if there
+    /// is no such entry, or if it follows a sparse file whose size in the tar is told only there.
+    pub fn header_offset(&self, index: usize) -> Option<UncompressedOffset> {
+        self.entries.get(index)?;
+        match index.checked_sub(1) {
+            None => Some(UncompressedOffset(0)),
+            Some(before) => self.entries[before].end().map(UncompressedOffset),
+        }
     }
 }

@@ -1,5 +1,8 @@
 //! The zTOC of one layer.
 
+mod decode;
+mod encode;
+
 use crate::error::DecodeError;
 use crate::span::SpanTable;
 use crate::toc::Toc;
@@ -14,37 +17,66 @@ pub enum Compression {
 }
 
 /// A decoded or freshly built zTOC.
-#[derive(Debug)]
-pub struct Ztoc {}
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ztoc {
+    version: Vec<u8>,
+    build_tool: Vec<u8>,
+    toc: Toc,
+    spans: SpanTable,
+}
+
+/// What this program writes; the only version there is.
+const VERSION: &[u8] = b"0.9";
 
 impl Ztoc {
+    /// The longest zTOC that is read or written: 1 GiB, enough for the checkpoints of 130 GiB.
+    pub const MAX_ENCODED_LEN: usize = 1 << 30;
+
+    pub(crate) fn new(build_tool: &str, toc: Toc, spans: SpanTable) -> Self {
+        Self {
+            version: VERSION.to_vec(),
+            build_tool: build_tool.into(),
+            toc,
+            spans,
+        }
+    }
+
     /// Decodes and checks zTOC 0.9 bytes.
+    ///
+    /// # Errors
+    ///
+    /// Which part is malformed, contradicts another, or exceeds a limit.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        todo!()
+        decode::decode(bytes)
     }
 
     /// The canonical bytes: identical to the original's for the same content.
     pub fn encode(&self) -> Vec<u8> {
-        todo!()
+        encode::encode(self)
+    }
+
+    /// The format version as written; free text, `0.9` in all zTOCs there are.
+    pub fn version(&self) -> &[u8] {
+        &self.version
     }
 
     /// The build tool's name, free text.
     pub fn build_tool(&self) -> &[u8] {
-        todo!()
+        &self.build_tool
     }
 
     /// The table of contents.
     pub fn toc(&self) -> &Toc {
-        todo!()
+        &self.toc
     }
 
     /// The spans.
     pub fn spans(&self) -> &SpanTable {
-        todo!()
+        &self.spans
     }
 
     /// Both halves, to be owned apart.
     pub fn into_parts(self) -> (Toc, SpanTable) {
-        todo!()
+        (self.toc, self.spans)
     }
 }

@@ -1,0 +1,342 @@
+//! The kernel's requests, answered from a view.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use fuser::{
+    AccessFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyXattr, Request,
+};
+use nix::sys::statvfs::statvfs;
+
+use crate::attr::negative;
+use crate::counters::Counters;
+use crate::error::Error;
+use crate::merge::{Child, MergedDirectory, View};
+
+/// A view never changes: what the kernel has been told holds until it forgets. The largest time
+/// that is sure not to overflow in any kernel: 68 years.
+const FOREVER: Duration = Duration::from_secs(i32::MAX as u64);
+
+/// The largest read in one request, in bytes: 256 pages, the kernel's limit without a sysctl.
+pub(crate) const MAX_READ: u32 = 1 << 20;
+
+/// Read-ahead requests in flight at once: each may wait for the network.
+const MAX_BACKGROUND: u16 = 64;
+
+/// Node ids are never given to another file.
+const GENERATION: Generation = Generation(0);
+
+/// What a mount asks of the kernel where the kernel has it.
+const WANTED: [InitFlags; 8] = [
+    // Directory and attributes in one request, always: a walk costs a sixth of the round trips.
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_MAX_PAGES,
+    InitFlags::FUSE_NO_OPEN_SUPPORT,
+    InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+    // Requests taken by a process that died are given again to the one that takes over.
+    InitFlags::FUSE_HAS_RESEND,
+    // Containers with a user namespace of their own: overlay's lowerdirs are id-mapped mounts.
+    InitFlags::FUSE_ALLOW_IDMAP,
+];
+
+/// A view as a file system.
+#[derive(Debug)]
+pub(crate) struct ViewFilesystem {
+    view: View,
+    counters: Arc<Counters>,
+    statfs_path: PathBuf,
+    zero_message_open: bool,
+    zero_message_opendir: bool,
+}
+
+impl ViewFilesystem {
+    pub(crate) fn new(view: View, counters: Arc<Counters>, statfs_path: PathBuf) -> Self {
+        Self {
+            view,
+            counters,
+            statfs_path,
+            zero_message_open: false,
+            zero_message_opendir: false,
+        }
+    }
+
+    fn find(&self, parent: INodeNo, name: &[u8]) -> Result<FileAttr, Error> {
+        let parent = self.view.directory(self.view.node(parent)?)?;
+        Ok(match self.view.child(&parent, name) {
+            Child::Absent => negative(),
+            child => self.attr_of(child),
+        })
+    }
+
+    fn attr_of(&self, child: Child) -> FileAttr {
+        match child {
+            Child::Directory(directory) => {
+                let directory = Arc::new(directory);
+                self.view.remember(Arc::clone(&directory));
+                self.view.directory_attr(&directory)
+            }
+            Child::File(node) | Child::Whiteout(node) => self.view.file_attr(node),
+            Child::Absent => negative(),
+        }
+    }
+
+    /// Gives the entries of a directory from position `offset` on to `add`, each with the position
+    /// after it, until that says it has no room.
+    fn list(
+        &self,
+        ino: INodeNo,
+        offset: u64,
+        mut add: impl FnMut(u64, &[u8], Child) -> bool,
+    ) -> Result<(), Error> {
+        let directory = self.view.directory(self.view.node(ino)?)?;
+        if offset == 0
+            && add(
+                1,
+                b".",
+                Child::Directory(MergedDirectory::clone(&directory)),
+            )
+        {
+            return Ok(());
+        }
+        if offset <= 1 {
+            let parent = self.view.parent(&directory)?;
+            if add(2, b"..", Child::Directory(MergedDirectory::clone(&parent))) {
+                return Ok(());
+            }
+        }
+        let first = offset.max(2);
+        let Ok(skipped) = usize::try_from(first - 2) else {
+            return Ok(());
+        };
+        let listing = self.view.listing(&directory);
+        for (listed, next) in listing.from(skipped).iter().zip(first + 1..) {
+            let name = listed.name_in(&self.view);
+            if add(next, name, self.view.listed_child(&directory, listed)) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn give_xattr(&self, value: Result<&[u8], Error>, size: u32, reply: ReplyXattr) {
+        match (value, usize::try_from(size)) {
+            (Ok(value), Ok(0)) => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
+            (Ok(value), Ok(room)) if value.len() <= room => reply.data(value),
+            (Ok(_), _) => reply.error(Error::BufferTooSmall.into()),
+            (Err(error), _) => reply.error(self.errno(error)),
+        }
+    }
+
+    fn errno(&self, error: Error) -> Errno {
+        if error == Error::Stale {
+            Counters::count(&self.counters.stale);
+        }
+        error.into()
+    }
+}
+
+/// Requests that a read-only view never has are left to fuser, which refuses them; those that the
+/// kernel sends all the same are refused here, as fuser would complain in the log.
+impl Filesystem for ViewFilesystem {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for flag in WANTED {
+            // What this kernel does not have is done without.
+            let _ = config.add_capabilities(flag);
+        }
+        let has = config.capabilities();
+        self.zero_message_open = has.contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
+        self.zero_message_opendir = has.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        // Both are within the limits; this also makes the largest read (`max_pages`) a megabyte.
+        let _ = config.set_max_write(MAX_READ);
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        Counters::count(&self.counters.lookup);
+        match self.find(parent, name.as_bytes()) {
+            Ok(attr) => reply.entry(&FOREVER, &attr, GENERATION),
+            Err(error) => reply.error(self.errno(error)),
+        }
+    }
+
+    /// Nothing is kept per inode, so nothing is to be forgotten.
+    fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        Counters::count(&self.counters.getattr);
+        match self.view.node(ino).and_then(|node| self.view.attr(node)) {
+            Ok(attr) => reply.attr(&FOREVER, &attr),
+            Err(error) => reply.error(self.errno(error)),
+        }
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        Counters::count(&self.counters.readlink);
+        match self.view.node(ino).and_then(|node| self.view.symlink(node)) {
+            Ok(target) => reply.data(target),
+            Err(error) => reply.error(self.errno(error)),
+        }
+    }
+
+    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        if self.zero_message_open {
+            return reply.error(Error::NotServed.into());
+        }
+        reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        Counters::count(&self.counters.read);
+        let node = match self.view.node(ino) {
+            Ok(node) => node,
+            Err(error) => return reply.error(self.errno(error)),
+        };
+        let counters = Arc::clone(&self.counters);
+        self.view
+            .read(node, offset, size, move |outcome| match outcome {
+                Ok(bytes) => {
+                    counters
+                        .read_bytes
+                        .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                    reply.data(bytes);
+                }
+                Err(error) => {
+                    Counters::count(&counters.read_failures);
+                    tracing::debug!(ino = ino.0, offset, size, %error, "read failed");
+                    reply.error(error.into());
+                }
+            });
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.error(Error::NotServed.into());
+    }
+
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        if self.zero_message_opendir {
+            return reply.error(Error::NotServed.into());
+        }
+        let kept = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
+        reply.opened(FileHandle(0), kept);
+    }
+
+    fn readdir(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        Counters::count(&self.counters.readdir);
+        let listed = self.list(ino, offset, |next, name, child| {
+            let attr = self.attr_of(child);
+            reply.add(attr.ino, next, attr.kind, OsStr::from_bytes(name))
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(self.errno(error)),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        Counters::count(&self.counters.readdir);
+        let listed = self.list(ino, offset, |next, name, child| {
+            let attr = self.attr_of(child);
+            reply.add(
+                attr.ino,
+                next,
+                OsStr::from_bytes(name),
+                &FOREVER,
+                &attr,
+                GENERATION,
+            )
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(self.errno(error)),
+        }
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        match statvfs(&self.statfs_path) {
+            Ok(numbers) => reply.statfs(
+                numbers.blocks(),
+                numbers.blocks_free(),
+                numbers.blocks_available(),
+                numbers.files(),
+                numbers.files_free(),
+                u32::try_from(numbers.block_size()).unwrap_or(4096),
+                255,
+                u32::try_from(numbers.fragment_size()).unwrap_or(4096),
+            ),
+            Err(_) => reply.error(Error::Statfs.into()),
+        }
+    }
+
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        Counters::count(&self.counters.xattr);
+        let node = self.view.node(ino);
+        let value = node.and_then(|node| self.view.xattr(node, name.as_bytes()));
+        self.give_xattr(value, size, reply);
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        Counters::count(&self.counters.xattr);
+        let node = self.view.node(ino);
+        let names = node.and_then(|node| self.view.xattr_names(node));
+        self.give_xattr(names.as_deref().map_err(|error| *error), size, reply);
+    }
+
+    fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
+        reply.error(Error::NotServed.into());
+    }
+
+    /// ENOTTY is what a file system without file attributes says; overlayfs expects it at copy-up.
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    /// Holes are shown as data; the kernel then seeks by itself.
+    fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
+        reply.error(Error::NotServed.into());
+    }
+}

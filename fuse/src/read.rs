@@ -1,0 +1,69 @@
+//! From a file's bytes to a layer's bytes.
+
+mod sparse;
+
+use std::ops::Range;
+
+use ztoc::UncompressedOffset;
+use ztoc::unit::ByteLen;
+
+use crate::content::{LayerContent, ReadReply};
+use crate::error::Error;
+use crate::inode::Node;
+use crate::merge::View;
+use crate::tree::Body;
+
+/// Takes the bytes of one read, on whatever thread has them.
+pub(crate) trait Answer: FnOnce(Result<&[u8], Error>) + Send + 'static {}
+
+impl<F: FnOnce(Result<&[u8], Error>) + Send + 'static> Answer for F {}
+
+impl View {
+    /// Reads up to `len` bytes of `node` from `position` on; fewer only at the end of the file.
+    pub(crate) fn read(&self, node: Node, position: u64, len: u32, answer: impl Answer) {
+        let layer = self.layer(node);
+        match &self.inode(node).body {
+            Body::Regular { offset, size } => {
+                let range = clip(position, len, *size);
+                if range.is_empty() {
+                    return answer(Ok(&[]));
+                }
+                match in_tar(*offset, &range) {
+                    Some(range) => exactly(&*layer.content, range, answer),
+                    None => answer(Err(Error::WrongLength)),
+                }
+            }
+            Body::Sparse(number) => {
+                let file = layer.tree.sparse(*number);
+                let range = clip(position, len, file.entry.size);
+                sparse::read(layer, *number, range, answer);
+            }
+            Body::Directory(_) => answer(Err(Error::IsADirectory)),
+            _ => answer(Err(Error::NotAFile)),
+        }
+    }
+}
+
+/// The part of a read that lies within the file.
+fn clip(position: u64, len: u32, size: u64) -> Range<u64> {
+    position.min(size)..position.saturating_add(u64::from(len)).min(size)
+}
+
+fn in_tar(start: UncompressedOffset, range: &Range<u64>) -> Option<Range<UncompressedOffset>> {
+    let at = |position| Some(UncompressedOffset(start.0.checked_add(position)?));
+    Some(at(range.start)?..at(range.end)?)
+}
+
+/// Reads `range` of a layer and answers with its bytes, or with an error if there are not as many:
+/// the kernel would take a short answer for the end of the file and give the reader zeros.
+fn exactly(content: &dyn LayerContent, range: Range<UncompressedOffset>, answer: impl Answer) {
+    let wanted = range.byte_len();
+    content.read(
+        range,
+        ReadReply::new(move |outcome| match outcome {
+            Ok(bytes) if bytes.len() as u64 == wanted => answer(Ok(bytes)),
+            Ok(_) => answer(Err(Error::WrongLength)),
+            Err(error) => answer(Err(error.into())),
+        }),
+    );
+}

@@ -1,0 +1,215 @@
+//! A mounted view.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use nix::mount::{MntFlags, MsFlags};
+use nix::unistd::{getegid, geteuid};
+
+use crate::counters::Counters;
+use crate::filesystem::{MAX_READ, ViewFilesystem};
+use crate::merge::View;
+
+/// What /proc/mounts shows as the source of a view.
+const SOURCE: &str = "soci";
+
+/// The type that /proc/mounts shows. The name is the one that the original's mounts have, so that
+/// what operators and tests look for is found.
+const TYPE: &str = "fuse.rawBridge";
+
+/// How long a dropped session waits for its threads. They end at once unless somebody still uses
+/// the mount, and then go on serving.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// How a view is mounted.
+#[derive(Debug, Clone)]
+pub struct MountOptions {
+    /// Threads that answer the kernel, at least 1. Two are best: a third makes metadata slower.
+    pub threads: usize,
+    /// The file system whose numbers statfs(2) reports, usually the daemon's root.
+    pub statfs_path: PathBuf,
+    /// The kernel's read-ahead per file in KiB, and so the largest read it asks for; no request is
+    /// larger than 1024.
+    pub read_ahead_kib: u32,
+}
+
+/// A mounted view. Dropping it detaches the mount; whoever still uses it is served to the end.
+#[derive(Debug)]
+pub struct Session {
+    mountpoint: PathBuf,
+    /// The device number of the mounted file system.
+    device_number: u64,
+    device: OwnedFd,
+    counters: Arc<Counters>,
+    server: Option<JoinHandle<()>>,
+    detach_on_drop: bool,
+}
+
+impl MountOptions {
+    /// Two threads, 1 MiB of read-ahead, statfs(2) from the file system of `statfs_path`.
+    pub fn new(statfs_path: impl Into<PathBuf>) -> Self {
+        Self {
+            threads: 2,
+            statfs_path: statfs_path.into(),
+            read_ahead_kib: 1024,
+        }
+    }
+}
+
+/// Mounts `view` at `mountpoint`, read-only, and serves it from threads of its own.
+///
+/// Everybody may use the mount (`allow_other`), and the kernel checks permissions against the
+/// attributes of the image (`default_permissions`): below an overlay that changes nothing, as the
+/// overlay asks with its mounter's credentials, but a view that is bind-mounted by itself must not
+/// give a root-only file to everybody. setuid bits and device nodes work as they do unpacked.
+///
+/// # Errors
+/// When /dev/fuse cannot be opened, mount(2) refuses, or the handshake with the kernel fails.
+pub fn mount(view: View, mountpoint: &Path, options: &MountOptions) -> io::Result<Session> {
+    let mountpoint = fs::canonicalize(mountpoint)?;
+    let device = File::options().read(true).write(true).open("/dev/fuse")?;
+    attach(&device, &mountpoint)?;
+    // The kernel has queued its first request by now; the file system answers from here on.
+    serve(view, &mountpoint, device, options).inspect_err(|_| {
+        // The failure that led here is the one to report.
+        let _ = detach(&mountpoint);
+    })
+}
+
+fn attach(device: &File, mountpoint: &Path) -> io::Result<()> {
+    let data = format!(
+        "fd={},rootmode=40755,user_id={},group_id={},allow_other,default_permissions,max_read={}",
+        device.as_raw_fd(),
+        geteuid(),
+        getegid(),
+        MAX_READ,
+    );
+    // No MS_NOSUID and no MS_NODEV: setuid programs and device nodes are part of an image.
+    let flags = MsFlags::MS_RDONLY;
+    nix::mount::mount(Some(SOURCE), mountpoint, Some(TYPE), flags, Some(&*data))?;
+    Ok(())
+}
+
+fn serve(
+    view: View,
+    mountpoint: &Path,
+    device: File,
+    options: &MountOptions,
+) -> io::Result<Session> {
+    let held = OwnedFd::from(device.try_clone()?);
+    let counters = Arc::new(Counters::default());
+    let statfs_path = options.statfs_path.clone();
+    let filesystem = ViewFilesystem::new(view, Arc::clone(&counters), statfs_path);
+    let acl = fuser::SessionACL::All;
+    let mut config = fuser::Config::default();
+    config.n_threads = Some(options.threads.max(1));
+    // A cloned descriptor that dies with the process fails its readers (ECONNABORTED); one
+    // descriptor can be held through a crash by somebody else.
+    config.clone_fd = false;
+    let session = fuser::Session::from_fd(filesystem, device.into(), acl, config)?;
+    let name = mountpoint.to_path_buf();
+    let server = thread::Builder::new()
+        .name("fuse-view".to_owned())
+        .spawn(move || {
+            if let Err(error) = session.run() {
+                tracing::error!(mountpoint = %name.display(), %error, "the view is served no more");
+            }
+        })?;
+    let device_number = fs::metadata(mountpoint)?.dev();
+    set_read_ahead(device_number, options.read_ahead_kib);
+    Ok(Session {
+        mountpoint: mountpoint.to_path_buf(),
+        device_number,
+        device: held,
+        counters,
+        server: Some(server),
+        detach_on_drop: true,
+    })
+}
+
+/// Raises the mount's read-ahead: without it the kernel reads at most 128 KiB at once. A view
+/// works without, only slower.
+fn set_read_ahead(device_number: u64, kib: u32) {
+    let (major, minor) = (
+        nix::sys::stat::major(device_number),
+        nix::sys::stat::minor(device_number),
+    );
+    let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    if let Err(error) = fs::write(&path, kib.to_string()) {
+        tracing::warn!(path, %error, "read-ahead of the view stays at the kernel's default");
+    }
+}
+
+/// Takes the mount at `mountpoint` out of the tree of names. Who uses it goes on using it; it is
+/// never forced, as that would fail their reads.
+///
+/// # Errors
+/// When nothing is mounted there (EINVAL) or umount2(2) refuses.
+pub fn detach(mountpoint: &Path) -> io::Result<()> {
+    let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
+    Ok(nix::mount::umount2(mountpoint, flags)?)
+}
+
+impl Session {
+    /// Whether the kernel is still served: false after somebody unmounted or aborted it.
+    pub fn is_alive(&self) -> bool {
+        self.server
+            .as_ref()
+            .is_some_and(|server| !server.is_finished())
+    }
+
+    /// What the kernel has asked for so far.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// The connection's `/dev/fuse` descriptor, to be kept through a crash by somebody else. All
+    /// duplicates are one connection, which lives as long as the last of them.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
+    }
+
+    /// Where the view is mounted, without symbolic links.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// Ends this value but not the mount, which is served until the process ends, and after that
+    /// by whoever was given the [`descriptor`](Self::descriptor).
+    pub fn leave_mounted(mut self) {
+        self.detach_on_drop = false;
+    }
+
+    /// Whether the mount at the mountpoint is still this one.
+    fn is_mounted(&self) -> bool {
+        match fs::symlink_metadata(&self.mountpoint) {
+            Ok(metadata) => metadata.dev() == self.device_number,
+            // A connection that is dead or stuck answers nothing, not even this.
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if !self.detach_on_drop {
+            return;
+        }
+        if self.is_mounted()
+            && let Err(error) = detach(&self.mountpoint)
+        {
+            let mountpoint = self.mountpoint.display();
+            tracing::error!(%mountpoint, %error, "the view could not be unmounted");
+        }
+        let deadline = Instant::now() + FAREWELL;
+        while self.is_alive() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}

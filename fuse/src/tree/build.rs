@@ -1,0 +1,387 @@
+//! Applies a layer's members one after another, as containerd's unpacker does.
+
+use std::collections::BTreeMap;
+
+use ztoc::{Entry, EntryKind};
+
+use super::finish;
+use super::left_out::{LeftOut, Reason};
+use super::name::{self, Base, PATH_MAX};
+use super::{LayerTree, Metadata, SparseHeaders};
+
+/// Symlinks followed on the way to one name; containerd's limit.
+const MAX_LINKS_WALKED: u32 = 255;
+
+/// Hops from one unresolved hard link to the next.
+const MAX_LINK_HOPS: u32 = 40;
+
+/// Implied directories each member may bring on average, and some to spare: names of thousands of
+/// components would otherwise make a small table of contents a huge tree.
+const IMPLIED_PER_ENTRY: usize = 4;
+const IMPLIED_AT_LEAST: usize = 1 << 16;
+
+const FILE_CAPABILITIES: &[u8] = b"security.capability";
+
+pub(super) const ROOT: DraftIndex = 0;
+pub(super) const WHITEOUT: DraftIndex = 1;
+
+/// The number of an inode while the tree is built; not all survive.
+pub(super) type DraftIndex = u32;
+
+pub(super) struct Draft<'t> {
+    pub(super) metadata: Metadata,
+    pub(super) xattrs: Vec<(&'t [u8], &'t [u8])>,
+    pub(super) body: DraftBody<'t>,
+}
+
+pub(super) enum DraftBody<'t> {
+    Directory(DraftDirectory<'t>),
+    /// A regular file, symlink, device or pipe with an entry of its own.
+    File(&'t Entry),
+    Whiteout,
+    /// A hard link whose target has not been seen.
+    Link(&'t Entry),
+    /// A hard link that turned out to be this inode.
+    Alias(DraftIndex),
+    /// A hard link that leads nowhere.
+    Dangling,
+}
+
+pub(super) struct DraftDirectory<'t> {
+    pub(super) parent: DraftIndex,
+    pub(super) children: BTreeMap<&'t [u8], DraftIndex>,
+    pub(super) opaque: bool,
+    pub(super) implied: bool,
+}
+
+pub(super) struct Builder<'t> {
+    drafts: Vec<Draft<'t>>,
+    left_out: LeftOut<'t>,
+    unresolved: Vec<DraftIndex>,
+    implied_left: usize,
+    /// Steps that symlinks on the way to names may cost in all.
+    link_steps_left: u64,
+}
+
+pub(super) fn build(entries: &[Entry], headers: &SparseHeaders) -> LayerTree {
+    let mut builder = Builder::new(entries.len());
+    for entry in entries {
+        if let Err(reason) = builder.apply(entry) {
+            builder.left_out.add(reason, &entry.name);
+        }
+    }
+    builder.settle_links();
+    finish::finish(builder, headers)
+}
+
+impl<'t> Builder<'t> {
+    fn new(entries: usize) -> Self {
+        let whiteout = Draft {
+            metadata: Metadata::WHITEOUT,
+            xattrs: Vec::new(),
+            body: DraftBody::Whiteout,
+        };
+        Self {
+            drafts: vec![Draft::implied_directory(ROOT), whiteout],
+            left_out: LeftOut::default(),
+            unresolved: Vec::new(),
+            implied_left: entries
+                .saturating_mul(IMPLIED_PER_ENTRY)
+                .saturating_add(IMPLIED_AT_LEAST),
+            link_steps_left: (entries as u64).saturating_mul(64).saturating_add(1 << 20),
+        }
+    }
+
+    fn apply(&mut self, entry: &'t Entry) -> Result<(), Reason> {
+        let components = name::components(&entry.name);
+        let Some((&base, parents)) = components.split_last() else {
+            self.apply_root(entry);
+            return Ok(());
+        };
+        if entry.name.len() > PATH_MAX {
+            return Err(Reason::Name);
+        }
+        let parent = self.walk(parents, true)?;
+        match Base::parse(base) {
+            Base::Invalid => Err(Reason::Name),
+            Base::Opaque => {
+                self.directory_mut(parent).opaque = true;
+                Ok(())
+            }
+            Base::Whiteout(hidden) => {
+                let children = &mut self.directory_mut(parent).children;
+                children.entry(hidden).or_insert(WHITEOUT);
+                Ok(())
+            }
+            Base::Name(base) => self.put(parent, base, entry),
+        }
+    }
+
+    /// containerd ignores what a layer says of the root's owner and mode; its time does no harm.
+    fn apply_root(&mut self, entry: &Entry) {
+        if entry.kind == EntryKind::Directory {
+            let root = &mut self.drafts[ROOT as usize].metadata;
+            root.set_mtime(entry.mtime);
+        }
+    }
+
+    fn put(&mut self, parent: DraftIndex, base: &'t [u8], entry: &'t Entry) -> Result<(), Reason> {
+        match entry.kind {
+            EntryKind::Directory => return self.put_directory(parent, base, entry),
+            EntryKind::HardLink => return self.put_link(parent, base, entry),
+            EntryKind::SymLink if entry.link.is_empty() || entry.link.len() > PATH_MAX => {
+                return Err(Reason::SymlinkTarget);
+            }
+            EntryKind::SymLink if entry.link.contains(&0) => return Err(Reason::SymlinkTarget),
+            _ => {}
+        }
+        let inode = if is_whiteout_device(entry) {
+            WHITEOUT
+        } else {
+            self.push(Draft::file(entry))?
+        };
+        self.directory_mut(parent).children.insert(base, inode);
+        Ok(())
+    }
+
+    fn put_directory(
+        &mut self,
+        parent: DraftIndex,
+        base: &'t [u8],
+        entry: &'t Entry,
+    ) -> Result<(), Reason> {
+        let existing = self.directory(parent).children.get(base).copied();
+        let index = match existing {
+            Some(index) if self.is_directory(index) => index,
+            _ => {
+                let index = self.push(Draft::implied_directory(parent))?;
+                self.directory_mut(parent).children.insert(base, index);
+                index
+            }
+        };
+        let draft = &mut self.drafts[index as usize];
+        draft.metadata = Metadata::of(entry);
+        draft.add_xattrs(entry);
+        self.directory_mut(index).implied = false;
+        Ok(())
+    }
+
+    fn put_link(
+        &mut self,
+        parent: DraftIndex,
+        base: &'t [u8],
+        entry: &'t Entry,
+    ) -> Result<(), Reason> {
+        let target = name::components(&entry.link);
+        let inode = match self.resolve(&target) {
+            Some(inode) => {
+                self.drafts[inode as usize].relink(entry);
+                inode
+            }
+            None => {
+                let link = self.push(Draft::link(entry))?;
+                self.unresolved.push(link);
+                link
+            }
+        };
+        self.directory_mut(parent).children.insert(base, inode);
+        Ok(())
+    }
+
+    /// The inode of the file at `path` as far as the layer goes now.
+    fn resolve(&mut self, path: &[&'t [u8]]) -> Option<DraftIndex> {
+        let (&base, parents) = path.split_last()?;
+        let parent = self.walk(parents, false).ok()?;
+        let inode = *self.directory(parent).children.get(base)?;
+        (inode != WHITEOUT && !self.is_directory(inode)).then_some(inode)
+    }
+
+    /// The directory at `path`. Symlinks are followed within the layer; with `create`, what is
+    /// missing is made.
+    fn walk(&mut self, path: &[&'t [u8]], create: bool) -> Result<DraftIndex, Reason> {
+        let mut rest: Vec<&'t [u8]> = path.iter().rev().copied().collect();
+        let mut at = ROOT;
+        let mut links = 0;
+        while let Some(component) = rest.pop() {
+            match component {
+                b"" | b"." => continue,
+                b".." => {
+                    at = self.directory(at).parent;
+                    continue;
+                }
+                _ => {}
+            }
+            let child = self.directory(at).children.get(component).copied();
+            at = match child.map(|child| (child, &self.drafts[child as usize].body)) {
+                Some((child, DraftBody::Directory(_))) => child,
+                Some((_, DraftBody::File(entry))) if entry.kind == EntryKind::SymLink => {
+                    let target = &entry.link;
+                    links += 1;
+                    self.pay_for_link(links, target.len())?;
+                    rest.extend(target.split(|&byte| byte == b'/').rev());
+                    if target.first() == Some(&b'/') {
+                        ROOT
+                    } else {
+                        at
+                    }
+                }
+                None | Some((WHITEOUT, _)) if create => self.imply(at, component)?,
+                None | Some((WHITEOUT, _)) => return Err(Reason::HardLink),
+                Some(_) => return Err(Reason::Parent),
+            };
+        }
+        Ok(at)
+    }
+
+    fn pay_for_link(&mut self, links: u32, target_len: usize) -> Result<(), Reason> {
+        let steps = self.link_steps_left.checked_sub(target_len as u64);
+        self.link_steps_left = steps.ok_or(Reason::Links)?;
+        if links > MAX_LINKS_WALKED {
+            return Err(Reason::Links);
+        }
+        Ok(())
+    }
+
+    fn imply(&mut self, parent: DraftIndex, base: &'t [u8]) -> Result<DraftIndex, Reason> {
+        if !name::is_valid(base) {
+            return Err(Reason::Name);
+        }
+        self.implied_left = self.implied_left.checked_sub(1).ok_or(Reason::TooMany)?;
+        let index = self.push(Draft::implied_directory(parent))?;
+        self.directory_mut(parent).children.insert(base, index);
+        Ok(index)
+    }
+
+    /// Finds the targets of hard links that came before them.
+    fn settle_links(&mut self) {
+        for index in std::mem::take(&mut self.unresolved) {
+            let DraftBody::Link(link) = self.drafts[index as usize].body else {
+                continue;
+            };
+            match self.follow_links(link) {
+                Ok(Some(target)) => {
+                    self.drafts[index as usize].body = DraftBody::Alias(target);
+                }
+                // Only a lower layer can have it.
+                Ok(None) => {}
+                Err(reason) => {
+                    self.left_out.add(reason, &link.name);
+                    self.drafts[index as usize].body = DraftBody::Dangling;
+                }
+            }
+        }
+    }
+
+    /// The inode that `link` leads to; `None` if this layer does not have it.
+    fn follow_links(&mut self, link: &'t Entry) -> Result<Option<DraftIndex>, Reason> {
+        let mut link = link;
+        for _ in 0..MAX_LINK_HOPS {
+            let Some(target) = self.resolve(&name::components(&link.link)) else {
+                return Ok(None);
+            };
+            match self.drafts[target as usize].body {
+                DraftBody::Link(next) => link = next,
+                DraftBody::Alias(target) => return Ok(Some(target)),
+                DraftBody::Dangling => return Err(Reason::HardLink),
+                _ => return Ok(Some(target)),
+            }
+        }
+        Err(Reason::HardLink)
+    }
+
+    /// The inodes and what was left out.
+    pub(super) fn into_parts(self) -> (Vec<Draft<'t>>, LeftOut<'t>) {
+        (self.drafts, self.left_out)
+    }
+
+    fn push(&mut self, draft: Draft<'t>) -> Result<DraftIndex, Reason> {
+        let index = DraftIndex::try_from(self.drafts.len()).map_err(|_| Reason::TooMany)?;
+        self.drafts.push(draft);
+        Ok(index)
+    }
+
+    fn is_directory(&self, index: DraftIndex) -> bool {
+        matches!(self.drafts[index as usize].body, DraftBody::Directory(_))
+    }
+
+    fn directory(&self, index: DraftIndex) -> &DraftDirectory<'t> {
+        match &self.drafts[index as usize].body {
+            DraftBody::Directory(directory) => directory,
+            _ => unreachable!("only directories are walked into"),
+        }
+    }
+
+    fn directory_mut(&mut self, index: DraftIndex) -> &mut DraftDirectory<'t> {
+        match &mut self.drafts[index as usize].body {
+            DraftBody::Directory(directory) => directory,
+            _ => unreachable!("only directories are walked into"),
+        }
+    }
+}
+
+/// A character device 0:0 is how overlayfs writes a whiteout down: unpacked, it would act as one.
+fn is_whiteout_device(entry: &Entry) -> bool {
+    entry.kind == EntryKind::CharDevice && super::device_number(entry) == 0
+}
+
+impl<'t> Draft<'t> {
+    fn implied_directory(parent: DraftIndex) -> Self {
+        Self {
+            metadata: Metadata::IMPLIED,
+            xattrs: Vec::new(),
+            body: DraftBody::Directory(DraftDirectory {
+                parent,
+                children: BTreeMap::new(),
+                opaque: false,
+                implied: true,
+            }),
+        }
+    }
+
+    fn file(entry: &'t Entry) -> Self {
+        let mut draft = Self {
+            metadata: Metadata::of(entry),
+            xattrs: Vec::new(),
+            body: DraftBody::File(entry),
+        };
+        draft.add_xattrs(entry);
+        draft
+    }
+
+    fn link(entry: &'t Entry) -> Self {
+        Self {
+            body: DraftBody::Link(entry),
+            ..Self::file(entry)
+        }
+    }
+
+    /// What another name of this inode says of it: containerd sets owner, attributes, mode and time
+    /// of each name in turn on the one inode; setting the owner takes file capabilities away.
+    fn relink(&mut self, entry: &'t Entry) {
+        self.metadata = Metadata::of(entry);
+        self.xattrs.retain(|(name, _)| *name != FILE_CAPABILITIES);
+        self.add_xattrs(entry);
+    }
+
+    fn add_xattrs(&mut self, entry: &'t Entry) {
+        for (name, value) in entry.xattrs() {
+            if !is_servable_xattr(name, value) {
+                continue;
+            }
+            match self.xattrs.iter_mut().find(|(known, _)| *known == name) {
+                Some(known) => known.1 = value,
+                None => self.xattrs.push((name, value)),
+            }
+        }
+    }
+}
+
+/// Whether an attribute may appear in a view. What begins with `trusted.overlay.` or
+/// `user.overlay.` would be believed by overlayfs: an image could redirect or hide directories.
+fn is_servable_xattr(name: &[u8], value: &[u8]) -> bool {
+    const XATTR_NAME_MAX: usize = 255;
+    const XATTR_SIZE_MAX: usize = 65536;
+    let fits = !name.is_empty() && name.len() <= XATTR_NAME_MAX && value.len() <= XATTR_SIZE_MAX;
+    let ours = name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.");
+    fits && !ours && !name.contains(&0)
+}

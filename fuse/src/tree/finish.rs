@@ -1,0 +1,228 @@
+//! Lays a built tree out: numbers, names and entries in their final, compact place.
+
+use std::collections::VecDeque;
+use std::num::NonZeroU32;
+use std::sync::{Arc, OnceLock};
+
+use ztoc::toc::FileData;
+use ztoc::{Entry, EntryKind};
+
+use super::build::{Builder, Draft, DraftBody, DraftIndex, ROOT};
+use super::left_out::{LeftOut, Reason};
+use super::name::PATH_MAX;
+use super::{
+    Body, Directory, Dirent, Inode, InodeIndex, LayerTree, SparseFile, SparseHeaders, Text, Xattr,
+    XattrSet, device_number,
+};
+
+pub(super) fn finish(builder: Builder<'_>, headers: &SparseHeaders) -> LayerTree {
+    let (drafts, left_out) = builder.into_parts();
+    let mut layout = Layout {
+        numbers: vec![None; drafts.len()],
+        drafts: &drafts,
+        headers,
+        inodes: Vec::with_capacity(drafts.len()),
+        dirents: Vec::with_capacity(drafts.len()),
+        texts: Vec::new(),
+        xattrs: Vec::new(),
+        sparse: Vec::new(),
+        queue: VecDeque::new(),
+        left_out,
+    };
+    // The first number is always to be had.
+    let root = layout.number(ROOT, InodeIndex::ROOT, Text { offset: 0, len: 0 });
+    debug_assert_eq!(root.ok(), Some(InodeIndex::ROOT));
+    while let Some((draft, inode)) = layout.queue.pop_front() {
+        layout.lay_out(draft, inode);
+    }
+    layout.into_tree()
+}
+
+struct Layout<'b, 't> {
+    drafts: &'b [Draft<'t>],
+    headers: &'b SparseHeaders,
+    /// The number of each draft that has one.
+    numbers: Vec<Option<InodeIndex>>,
+    inodes: Vec<Inode>,
+    dirents: Vec<Dirent>,
+    texts: Vec<u8>,
+    xattrs: Vec<XattrSet>,
+    sparse: Vec<SparseFile>,
+    /// Directories that have a number but no entries yet.
+    queue: VecDeque<(DraftIndex, InodeIndex)>,
+    left_out: LeftOut<'t>,
+}
+
+impl<'t> Layout<'_, 't> {
+    /// Gives the entries of a directory their place, and numbers to what they name.
+    fn lay_out(&mut self, draft: DraftIndex, directory: InodeIndex) {
+        let drafts = self.drafts;
+        let DraftBody::Directory(from) = &drafts[draft as usize].body else {
+            return;
+        };
+        let first = self.dirents.len();
+        let mut subdirectories = 0;
+        for (&name, &child) in &from.children {
+            match self.enter(name, child, directory) {
+                Ok(Some(inode)) => subdirectories += u32::from(self.is_directory(inode)),
+                Ok(None) => {}
+                Err(reason) => self.left_out.add(reason, name),
+            }
+        }
+        let inode = &mut self.inodes[directory.position()];
+        inode.nlink = 2 + subdirectories;
+        if let Body::Directory(to) = &mut inode.body {
+            // Neither can exceed the number of drafts, which is a `u32`.
+            to.first = u32::try_from(first).unwrap_or(u32::MAX);
+            to.count = u32::try_from(self.dirents.len() - first).unwrap_or(u32::MAX);
+        }
+    }
+
+    /// Adds the entry `name` of `directory`; `None` if it names nothing.
+    fn enter(
+        &mut self,
+        name: &'t [u8],
+        child: DraftIndex,
+        directory: InodeIndex,
+    ) -> Result<Option<InodeIndex>, Reason> {
+        let child = match self.drafts[child as usize].body {
+            DraftBody::Alias(target) => target,
+            DraftBody::Dangling => return Ok(None),
+            _ => child,
+        };
+        let text = self.text(name)?;
+        let inode = self.number(child, directory, text)?;
+        self.dirents.push(Dirent {
+            name_offset: text.offset,
+            name_len: u8::try_from(name.len()).map_err(|_| Reason::Name)?,
+            inode,
+        });
+        Ok(Some(inode))
+    }
+
+    fn number(
+        &mut self,
+        draft: DraftIndex,
+        parent: InodeIndex,
+        name: Text,
+    ) -> Result<InodeIndex, Reason> {
+        if let Some(inode) = self.numbers[draft as usize] {
+            self.inodes[inode.position()].nlink += 1;
+            return Ok(inode);
+        }
+        let drafts = self.drafts;
+        let from = &drafts[draft as usize];
+        let index = u32::try_from(self.inodes.len()).map_err(|_| Reason::TooMany)?;
+        let inode = Inode {
+            metadata: from.metadata,
+            nlink: 1,
+            body: self.body(from, parent, name)?,
+            xattrs: self.xattr_set(from),
+        };
+        self.inodes.push(inode);
+        self.numbers[draft as usize] = Some(InodeIndex(index));
+        if matches!(from.body, DraftBody::Directory(_)) {
+            self.queue.push_back((draft, InodeIndex(index)));
+        }
+        Ok(InodeIndex(index))
+    }
+
+    fn body(&mut self, draft: &Draft<'t>, parent: InodeIndex, name: Text) -> Result<Body, Reason> {
+        Ok(match &draft.body {
+            DraftBody::Directory(directory) => Body::Directory(Directory {
+                parent,
+                name,
+                first: 0,
+                count: 0,
+                opaque: directory.opaque,
+                implied: directory.implied,
+            }),
+            DraftBody::File(entry) => self.file(entry)?,
+            DraftBody::Link(entry) => Body::LowerLink(self.text(&entry.link)?),
+            DraftBody::Whiteout | DraftBody::Alias(_) | DraftBody::Dangling => Body::Whiteout,
+        })
+    }
+
+    fn file(&mut self, entry: &Entry) -> Result<Body, Reason> {
+        Ok(match entry.kind {
+            EntryKind::SymLink => Body::Symlink(self.text(&entry.link)?),
+            EntryKind::CharDevice => Body::CharDevice(device_number(entry)),
+            EntryKind::BlockDevice => Body::BlockDevice(device_number(entry)),
+            EntryKind::Fifo => Body::Fifo,
+            EntryKind::Regular | EntryKind::Directory | EntryKind::HardLink => {
+                self.regular(entry)?
+            }
+        })
+    }
+
+    fn regular(&mut self, entry: &Entry) -> Result<Body, Reason> {
+        // The kernel takes no file larger than this.
+        if i64::try_from(entry.size).is_err() {
+            return Err(Reason::Size);
+        }
+        let map = match entry.data() {
+            FileData::Contiguous(range) => {
+                return Ok(Body::Regular {
+                    offset: range.start,
+                    size: entry.size,
+                });
+            }
+            FileData::Sparse(extents) => OnceLock::from(Arc::from(extents)),
+            FileData::MapInArchive(_) => OnceLock::new(),
+        };
+        let number = u32::try_from(self.sparse.len()).map_err(|_| Reason::TooMany)?;
+        self.sparse.push(SparseFile {
+            entry: entry.clone(),
+            header: self.headers.get(&entry.offset).copied().unwrap_or_default(),
+            map,
+        });
+        Ok(Body::Sparse(number))
+    }
+
+    fn xattr_set(&mut self, draft: &Draft<'_>) -> Option<NonZeroU32> {
+        if draft.xattrs.is_empty() {
+            return None;
+        }
+        let mut set: Vec<Xattr> = draft
+            .xattrs
+            .iter()
+            .map(|&(name, value)| (name.into(), value.into()))
+            .collect();
+        set.sort();
+        self.xattrs.push(set.into());
+        u32::try_from(self.xattrs.len())
+            .ok()
+            .and_then(NonZeroU32::new)
+    }
+
+    fn text(&mut self, bytes: &[u8]) -> Result<Text, Reason> {
+        let len = u16::try_from(bytes.len())
+            .ok()
+            .filter(|&len| usize::from(len) <= PATH_MAX);
+        let len = len.ok_or(Reason::Name)?;
+        let offset = u32::try_from(self.texts.len()).map_err(|_| Reason::TooMany)?;
+        self.texts.extend_from_slice(bytes);
+        Ok(Text { offset, len })
+    }
+
+    fn is_directory(&self, inode: InodeIndex) -> bool {
+        matches!(self.inodes[inode.position()].body, Body::Directory(_))
+    }
+
+    fn into_tree(self) -> LayerTree {
+        self.left_out.report();
+        let marks = self.inodes.iter().any(|inode| match &inode.body {
+            Body::Directory(directory) => directory.opaque,
+            Body::Whiteout => true,
+            _ => false,
+        });
+        LayerTree {
+            inodes: self.inodes.into(),
+            dirents: self.dirents.into(),
+            texts: self.texts.into(),
+            xattrs: self.xattrs.into(),
+            sparse: self.sparse.into(),
+            marks,
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! Views mounted for real, looked at with the kernel's eyes. Needs root and /dev/fuse.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, missing_docs)]
+
+mod bytes;
+mod containerd;
+mod directories;
+mod fidelity;
+mod layer;
+mod lifecycle;
+mod mounts;
+mod security;
+mod stacked;
+mod walk;

@@ -1,0 +1,143 @@
+//! The reference registry (distribution), and what it says was asked of it.
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+use crate::command::command;
+use crate::scratch::Scratch;
+use crate::service::Service;
+
+/// A port of loopback that was free a moment ago: distribution cannot be told to pick one.
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// A private `docker-registry` on loopback, plain HTTP, no authentication.
+#[derive(Debug)]
+pub struct DockerRegistry {
+    service: Service,
+    dir: PathBuf,
+    port: u16,
+}
+
+/// What a registry was asked for and sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Requests answered, of any kind.
+    pub requests: u64,
+    /// Bytes of all response bodies.
+    pub bytes: u64,
+    /// Bytes of the response bodies that were blobs or ranges of blobs.
+    pub blob_bytes: u64,
+}
+
+impl DockerRegistry {
+    /// Starts it below `scratch` and waits until it answers.
+    pub fn start(scratch: &Scratch) -> Result<Self> {
+        Self::start_at(&scratch.dir("registry")?)
+    }
+
+    /// Starts it, or starts it again, in `dir`.
+    pub fn start_at(dir: &Path) -> Result<Self> {
+        let port = free_port()?;
+        let config = dir.join("config.yml");
+        fs::write(&config, configuration(dir, port))?;
+        let mut registry = command("docker-registry");
+        registry.arg("serve").arg(&config);
+        let mut service = Service::start("registry", &mut registry, &dir.join("registry.log"))?;
+        service.wait_ready(|| TcpStream::connect(("127.0.0.1", port)).is_ok())?;
+        Ok(Self {
+            service,
+            dir: dir.to_owned(),
+            port,
+        })
+    }
+
+    /// `host:port`, the first component of its references.
+    pub fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// A reference to `name` (repository and tag) in it.
+    pub fn reference(&self, name: &str) -> String {
+        format!("{}/{name}", self.host())
+    }
+
+    /// Where it keeps its blobs, `<2 hex>/<hex>/data` each.
+    pub fn blobs(&self) -> PathBuf {
+        self.dir.join("data/docker/registry/v2/blobs/sha256")
+    }
+
+    /// Everything it has answered so far, by its own log.
+    pub fn traffic(&self) -> Result<Traffic> {
+        let mut traffic = Traffic::default();
+        for line in self.service.log().lines() {
+            // Lines that are not JSON are the runtime's own.
+            let Ok(entry) = serde_json::from_str::<LogEntry>(line) else {
+                continue;
+            };
+            if entry.msg == "response completed" {
+                traffic.add(&entry);
+            }
+        }
+        Ok(traffic)
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.service.pid()
+    }
+
+    /// Stops it: connections are refused from now on.
+    pub fn stop(&mut self) -> Result<()> {
+        self.service.kill().context("cannot stop the registry")
+    }
+}
+
+impl Traffic {
+    /// What came after `earlier`.
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            requests: self.requests - earlier.requests,
+            bytes: self.bytes - earlier.bytes,
+            blob_bytes: self.blob_bytes - earlier.blob_bytes,
+        }
+    }
+
+    fn add(&mut self, entry: &LogEntry) {
+        self.requests += 1;
+        self.bytes += entry.written;
+        if entry.method == "GET" && entry.uri.contains("/blobs/") {
+            self.blob_bytes += entry.written;
+        }
+    }
+}
+
+/// A line of distribution's log in its JSON format.
+#[derive(Debug, Deserialize)]
+struct LogEntry {
+    msg: String,
+    #[serde(default, rename = "http.request.method")]
+    method: String,
+    #[serde(default, rename = "http.request.uri")]
+    uri: String,
+    #[serde(default, rename = "http.response.written")]
+    written: u64,
+}
+
+fn configuration(dir: &Path, port: u16) -> String {
+    format!(
+        "version: 0.1
+log: {{level: info, formatter: json, accesslog: {{disabled: true}}}}
+storage:
+  filesystem: {{rootdirectory: \"{}/data\"}}
+  delete: {{enabled: true}}
+http: {{addr: \"127.0.0.1:{port}\"}}
+",
+        dir.display()
+    )
+}

@@ -1,0 +1,199 @@
+//! One machine with everything on it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+
+use crate::busybox;
+use crate::containerd::Containerd;
+use crate::ctr::Ctr;
+use crate::distribution::DockerRegistry;
+use crate::image::{Image, Layer, Layout, sha256};
+use crate::push::push;
+use crate::scratch::Scratch;
+use crate::snapshotter::{Snapshotter, Soci};
+use crate::walk::{Tree, walk};
+
+/// Configuration under which only what is read is fetched, so that bytes can be counted.
+pub const ON_DEMAND: &str = "[background_fetch]\ndisable = true\n";
+
+/// A registry, a containerd and our snapshotter behind it. The fields are dropped in this order.
+#[derive(Debug)]
+pub struct Host {
+    /// containerd.
+    pub containerd: Containerd,
+    /// The daemon.
+    pub snapshotter: Snapshotter,
+    /// The registry.
+    pub registry: DockerRegistry,
+    /// Where they live.
+    pub scratch: Scratch,
+}
+
+/// How an image is indexed.
+#[derive(Debug, Clone, Copy)]
+pub struct Indexing {
+    /// Bytes of a span.
+    pub span_size: u64,
+    /// Smaller layers get no zTOC.
+    pub min_layer_size: u64,
+}
+
+/// An image that has been pushed.
+#[derive(Debug)]
+pub struct Published {
+    /// Its reference.
+    pub reference: String,
+    /// What it is made of.
+    pub image: Image,
+    /// The layout as pushed, with SOCI index if there is one.
+    pub layout: Layout,
+}
+
+impl Default for Indexing {
+    /// Every layer, in spans small enough that small layers have several.
+    fn default() -> Self {
+        Self {
+            span_size: 256 * 1024,
+            min_layer_size: 0,
+        }
+    }
+}
+
+impl Host {
+    /// Starts everything; `config` goes to the daemon.
+    pub fn start(config: &str) -> Result<Self> {
+        let scratch = Scratch::new()?;
+        let registry = DockerRegistry::start(&scratch)?;
+        let containerd = Containerd::start(&scratch)?;
+        let snapshotter = Snapshotter::start(&scratch, &containerd, config)?;
+        Ok(Self {
+            containerd,
+            snapshotter,
+            registry,
+            scratch,
+        })
+    }
+
+    /// A client of containerd.
+    pub fn ctr(&self) -> Ctr {
+        self.containerd.ctr()
+    }
+
+    /// The CLI.
+    pub fn soci(&self) -> Result<Soci> {
+        Soci::with(&self.scratch, &self.containerd)
+    }
+
+    /// A new layout named `name`.
+    pub fn layout(&self, name: &str) -> Result<Layout> {
+        Layout::create(&self.scratch.dir("layouts")?.join(name))
+    }
+
+    /// Makes an image of layer files and pushes it without an index.
+    pub fn publish_plain(&self, name: &str, layers: &[PathBuf]) -> Result<Published> {
+        let layout = self.layout(name)?;
+        let layers: Result<Vec<Layer>> = layers
+            .iter()
+            .map(|layer| layout.add_layer_file(layer))
+            .collect();
+        self.publish_layers(name, &layout, &layers?, None)
+    }
+
+    /// Makes an image of layer files, indexes it (v2) and pushes it.
+    pub fn publish(&self, name: &str, layers: &[PathBuf], how: Indexing) -> Result<Published> {
+        let layout = self.layout(name)?;
+        let layers: Result<Vec<Layer>> = layers
+            .iter()
+            .map(|layer| layout.add_layer_file(layer))
+            .collect();
+        self.publish_layers(name, &layout, &layers?, Some(how))
+    }
+
+    /// Makes an image of layers that `layout` holds and pushes it, indexed or not.
+    pub fn publish_layers(
+        &self,
+        name: &str,
+        layout: &Layout,
+        layers: &[Layer],
+        how: Option<Indexing>,
+    ) -> Result<Published> {
+        let image = layout.add_image(layers, &["sh"], "latest")?;
+        let layout = match how {
+            None => layout.clone(),
+            Some(how) => self.index(layout, &format!("{name}-indexed"), how)?,
+        };
+        let reference = self.registry.reference(&format!("{name}:latest"));
+        push(&layout, &reference)?;
+        Ok(Published {
+            reference,
+            image,
+            layout,
+        })
+    }
+
+    /// Pushes an indexed image of busybox with one layer for each of `files` on top.
+    pub fn publish_files(&self, name: &str, files: &[(&str, &[u8])]) -> Result<Published> {
+        let layout = self.layout(name)?;
+        let layers = small_layers(&layout, files)?;
+        self.publish_layers(name, &layout, &layers, Some(Indexing::default()))
+    }
+
+    /// A copy of `layout`, named `name`, with an index (v2).
+    pub fn index(&self, layout: &Layout, name: &str, how: Indexing) -> Result<Layout> {
+        let out = self.scratch.dir("layouts")?.join(name);
+        convert(&self.soci()?, layout.path(), &out, how)?;
+        Ok(Layout::open(&out))
+    }
+
+    /// The tree of `image`'s root through `snapshotter`, as a container without any writes sees it.
+    pub fn walk(&self, snapshotter: &str, published: &Published) -> Result<Tree> {
+        let key = format!("walk-{snapshotter}-{}", &published.image.manifest[7..19]);
+        let ctr = self.ctr();
+        let mounts = ctr
+            .view(snapshotter, &key, &published.image.chain_id())
+            .with_context(|| format!("{} through {snapshotter}", published.reference))?;
+        let tree = walk(mounts.mount(&self.scratch, &key)?.path());
+        ctr.remove_snapshot(snapshotter, &key)?;
+        tree
+    }
+
+    /// Ends everything in order and looks whether anything is left.
+    pub fn finish(self) -> Result<()> {
+        let Self {
+            containerd,
+            mut snapshotter,
+            registry,
+            scratch,
+        } = self;
+        drop(containerd);
+        snapshotter.stop(Signal::SIGINT)?;
+        drop(snapshotter);
+        drop(registry);
+        scratch.assert_clean()
+    }
+}
+
+/// The hex sha256 of `bytes`, as `sha256sum` prints it.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    sha256(bytes).replace("sha256:", "")
+}
+
+/// The layers of a small image: busybox, and one for each of `files`.
+pub fn small_layers(layout: &Layout, files: &[(&str, &[u8])]) -> Result<Vec<Layer>> {
+    let mut layers = vec![layout.add_gzip_layer(&busybox::layer()?)?];
+    for (path, content) in files {
+        layers.push(layout.add_gzip_layer(&busybox::file_layer(path, content)?)?);
+    }
+    Ok(layers)
+}
+
+/// `soci convert --standalone` from one layout directory to another.
+pub fn convert(soci: &Soci, from: &Path, to: &Path, how: Indexing) -> Result<String> {
+    let mut convert = soci.command()?;
+    convert.args(["convert", "--standalone", "--format", "oci-dir"]);
+    convert.args(["--span-size", &how.span_size.to_string()]);
+    convert.args(["--min-layer-size", &how.min_layer_size.to_string()]);
+    crate::command::run(convert.arg(from).arg(to))
+}

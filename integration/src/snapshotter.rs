@@ -1,0 +1,190 @@
+//! The daemon and the CLI under test.
+
+use std::fs;
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+use nix::sys::signal::Signal;
+
+use crate::binaries::binary;
+use crate::command::command;
+use crate::containerd::Containerd;
+use crate::distribution::free_port;
+use crate::scratch::Scratch;
+use crate::service::Service;
+
+/// Our daemon with a private root.
+#[derive(Debug)]
+pub struct Snapshotter {
+    service: Service,
+    dir: PathBuf,
+    socket: PathBuf,
+    metrics: u16,
+}
+
+impl Snapshotter {
+    /// Starts it below `scratch` for `containerd`, with its root in `root` below that and the lines
+    /// of `config` (TOML, top-level keys first) after those that every test needs.
+    pub fn start(scratch: &Scratch, containerd: &Containerd, config: &str) -> Result<Self> {
+        let metrics = free_port()?;
+        let dir = scratch.dir("soci")?;
+        let head = format!("metrics_address = \"127.0.0.1:{metrics}\"\n");
+        let text = format!(
+            "{head}{config}\n[content_store]\ntype = \"soci\"\ncontainerd_address = \"{}\"\n",
+            containerd.socket().display()
+        );
+        fs::write(dir.join("config.toml"), text)?;
+        Self::start_again(&dir, &containerd.snapshotter_socket(), metrics)
+    }
+
+    /// Stops it with `signal` and starts it again on the same root.
+    pub fn restart(mut self, signal: Signal) -> Result<Self> {
+        self.service.stop(signal)?;
+        let (dir, socket, metrics) = (self.dir.clone(), self.socket.clone(), self.metrics);
+        drop(self);
+        Self::start_again(&dir, &socket, metrics)
+    }
+
+    fn start_again(dir: &Path, socket: &Path, metrics: u16) -> Result<Self> {
+        let mut daemon = command(binary("soci-snapshotter-grpc")?);
+        daemon
+            .arg("--address")
+            .arg(socket)
+            .arg("--config")
+            .arg(dir.join("config.toml"));
+        daemon
+            .arg("--root")
+            .arg(dir.join("root"))
+            .args(["--log-level", "info"]);
+        let service = Service::start("snapshotter", &mut daemon, &dir.join("daemon.log"))?;
+        let (dir, socket) = (dir.to_owned(), socket.to_owned());
+        let mut snapshotter = Self {
+            service,
+            dir,
+            socket: socket.clone(),
+            metrics,
+        };
+        snapshotter
+            .service
+            .wait_ready(|| UnixStream::connect(&socket).is_ok())?;
+        Ok(snapshotter)
+    }
+
+    /// Its root directory.
+    pub fn root(&self) -> PathBuf {
+        self.dir.join("root")
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        self.service.log()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.service.pid()
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.service.is_running()
+    }
+
+    /// Stops it.
+    pub fn stop(&mut self, signal: Signal) -> Result<()> {
+        self.service.stop(signal)
+    }
+
+    /// The metrics page.
+    pub fn metrics(&self) -> Result<String> {
+        use std::io::{Read, Write};
+        let mut stream = TcpStream::connect(("127.0.0.1", self.metrics))?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page)?;
+        Ok(page)
+    }
+
+    /// How many layers it has directories for.
+    pub fn layers(&self) -> Result<Vec<String>> {
+        let dir = self.root().join("layers");
+        let entries = match fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error.into()),
+        };
+        entries
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect()
+    }
+
+    /// Mount points of FUSE views below its root.
+    pub fn fuse_mounts(&self) -> Result<Vec<PathBuf>> {
+        let root = self.root();
+        let mounts = procfs::process::Process::myself()?.mountinfo()?;
+        let is_ours = |mount: &procfs::process::MountInfo| {
+            mount.fs_type.starts_with("fuse") && mount.mount_point.starts_with(&root)
+        };
+        Ok(mounts
+            .into_iter()
+            .filter(is_ours)
+            .map(|mount| mount.mount_point)
+            .collect())
+    }
+}
+
+/// The `soci` command, with a root of its own.
+#[derive(Debug, Clone)]
+pub struct Soci {
+    root: PathBuf,
+    containerd: Option<(PathBuf, String)>,
+}
+
+impl Soci {
+    /// One that has no containerd to talk to.
+    pub fn alone(scratch: &Scratch) -> Result<Self> {
+        Ok(Self {
+            root: scratch.dir("soci-cli")?,
+            containerd: None,
+        })
+    }
+
+    /// One that talks to `containerd`.
+    pub fn with(scratch: &Scratch, containerd: &Containerd) -> Result<Self> {
+        let namespace = containerd.ctr().namespace().to_owned();
+        Ok(Self {
+            root: scratch.dir("soci-cli")?,
+            containerd: Some((containerd.socket(), namespace)),
+        })
+    }
+
+    /// `soci`, ready for its subcommand.
+    pub fn command(&self) -> Result<Command> {
+        let mut soci = command(binary("soci")?);
+        soci.arg("--root").arg(&self.root);
+        match &self.containerd {
+            Some((socket, namespace)) => {
+                soci.arg("--address")
+                    .arg(socket)
+                    .args(["--namespace", namespace]);
+            }
+            None => {
+                soci.args(["--address", "/nonexistent/containerd.sock"]);
+            }
+        }
+        Ok(soci)
+    }
+
+    /// Runs `soci` with `arguments`; its standard output.
+    pub fn call(&self, arguments: &[&str]) -> Result<String> {
+        crate::command::run(self.command()?.args(arguments))
+    }
+
+    /// Makes `image` ready to run lazily.
+    pub fn rpull(&self, image: &str) -> Result<String> {
+        self.call(&["rpull", "--plain-http", image])
+    }
+}

@@ -1,0 +1,201 @@
+//! The three threads of a build and what goes between them.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{self, ScopedJoinHandle};
+
+use super::compressed::{CompressedHasher, CompressedPiece};
+use super::gunzip::Gunzip;
+use super::input::Input;
+use super::plain::{PlainPiece, PlainReader};
+use super::{BuildError, BuildOptions, Built, LayerFormat, SNIFF_LEN, sniff};
+use crate::checkpoint::{Checkpoint, TarZinfo, Zinfo};
+use crate::digest::Digest;
+use crate::span::SpanTable;
+use crate::tar::Scanned;
+use crate::toc::{Entry, Toc};
+use crate::unit::{CompressedOffset, SpanSize, UncompressedOffset};
+use crate::ztoc::{Compression, Ztoc};
+
+/// Pieces that wait between two threads.
+const QUEUE_LEN: usize = 4;
+
+/// Room that a span digest takes in a zTOC.
+const DIGEST_LEN: usize = 96;
+
+/// What stops the reading side: an error of its own, or the end of another side.
+#[derive(Debug)]
+pub(super) enum Halt {
+    Failed(BuildError),
+    /// The other side has an error to tell.
+    Closed,
+}
+
+impl From<BuildError> for Halt {
+    fn from(error: BuildError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<std::io::Error> for Halt {
+    fn from(error: std::io::Error) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// The ways to the other threads.
+#[derive(Debug)]
+pub(super) struct Sinks {
+    plain: SyncSender<PlainPiece>,
+    compressed: SyncSender<CompressedPiece>,
+}
+
+impl Sinks {
+    pub(super) fn plain(&self, piece: PlainPiece) -> Result<(), Halt> {
+        self.plain.send(piece).map_err(|_| Halt::Closed)
+    }
+
+    pub(super) fn compressed(&self, piece: CompressedPiece) -> Result<(), Halt> {
+        self.compressed.send(piece).map_err(|_| Halt::Closed)
+    }
+}
+
+pub(super) fn build(
+    compression: Compression,
+    layer: impl Read,
+    options: &BuildOptions,
+) -> Result<Built, BuildError> {
+    let mut input = Input::new(layer);
+    while input.bytes().len() < SNIFF_LEN && input.fill()? {}
+    check_format(compression, input.bytes())?;
+    let whole_blob = compression == Compression::Gzip;
+    let (plain, plain_pieces) = sync_channel(QUEUE_LEN);
+    let (compressed, compressed_pieces) = sync_channel(QUEUE_LEN);
+    let sinks = Sinks { plain, compressed };
+    thread::scope(|scope| {
+        let hashing = scope.spawn(move || hash(&compressed_pieces, whole_blob));
+        let scanning = scope.spawn(move || scan(&plain_pieces));
+        let read = match compression {
+            Compression::Gzip => Gunzip::new(input, &sinks, options.span_size).run(),
+            Compression::Uncompressed => copy(input, &sinks, options.span_size),
+        };
+        drop(sinks);
+        let (blob, digests) = join(hashing);
+        let scanned = join(scanning);
+        let (zinfo, size) = match read {
+            Ok(read) => read,
+            Err(Halt::Failed(error)) => return Err(error),
+            Err(Halt::Closed) => return Err(scanned.expect_err("it closes early on errors only")),
+        };
+        let (diff_id, scanned) = scanned?;
+        let ztoc = assemble(zinfo, digests, size, scanned, &options.build_tool)?;
+        Ok(Built {
+            ztoc,
+            layer_digest: blob.unwrap_or(diff_id),
+            diff_id,
+        })
+    })
+}
+
+fn check_format(compression: Compression, head: &[u8]) -> Result<(), BuildError> {
+    let expected = match compression {
+        Compression::Gzip => LayerFormat::Gzip,
+        Compression::Uncompressed => LayerFormat::Plain,
+    };
+    match sniff(head) {
+        LayerFormat::Zstd => Err(BuildError::Zstd),
+        _ if head.is_empty() && compression == Compression::Gzip => Err(BuildError::Empty),
+        found if found != expected => Err(BuildError::Format { expected, found }),
+        _ => Ok(()),
+    }
+}
+
+fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn hash(pieces: &Receiver<CompressedPiece>, whole_blob: bool) -> (Option<Digest>, Vec<Digest>) {
+    let mut hasher = CompressedHasher::new(whole_blob);
+    for piece in pieces {
+        hasher.take(&piece);
+    }
+    hasher.finish()
+}
+
+fn scan(pieces: &Receiver<PlainPiece>) -> Result<(Digest, Scanned), BuildError> {
+    let mut reader = PlainReader::default();
+    for piece in pieces {
+        reader.take(&piece)?;
+    }
+    reader.finish()
+}
+
+/// Reads a plain layer to its end; its spans and size.
+fn copy(
+    mut input: Input<impl Read>,
+    sinks: &Sinks,
+    span_size: SpanSize,
+) -> Result<(Zinfo, u64), Halt> {
+    let span_size = span_size.bytes();
+    let mut spans: u64 = 0;
+    loop {
+        let (start, bytes) = (input.base(), input.bytes().to_vec());
+        let len = bytes.len();
+        let end = start + len as u64;
+        let mut checkpoints = Vec::new();
+        while let Some(at) = spans.checked_mul(span_size).filter(|at| *at < end) {
+            checkpoints.push(Checkpoint {
+                compressed: CompressedOffset(at),
+                uncompressed: UncompressedOffset(at),
+                bits: 0,
+            });
+            spans += 1;
+        }
+        if spans > (Ztoc::MAX_ENCODED_LEN / DIGEST_LEN) as u64 {
+            return Err(BuildError::TooLarge.into());
+        }
+        let piece = PlainPiece {
+            buffer: Arc::new(bytes),
+            range: 0..len,
+            members: Vec::new(),
+        };
+        sinks.compressed(CompressedPiece {
+            bytes: piece.buffer.to_vec(),
+            checkpoints,
+        })?;
+        sinks.plain(piece)?;
+        input.release(len);
+        if !input.fill()? {
+            return Ok((
+                Zinfo::Tar(TarZinfo {
+                    version: 2,
+                    span_size,
+                    size: end,
+                }),
+                end,
+            ));
+        }
+    }
+}
+
+fn assemble(
+    zinfo: Zinfo,
+    digests: Vec<Digest>,
+    size: u64,
+    scanned: Scanned,
+    build_tool: &str,
+) -> Result<Ztoc, BuildError> {
+    let texts = build_tool.len() + DIGEST_LEN * digests.len();
+    let entries: usize = scanned.entries.iter().map(Entry::encoded_len).sum();
+    if entries + texts + zinfo.encoded_len() > Ztoc::MAX_ENCODED_LEN {
+        return Err(BuildError::TooLarge);
+    }
+    let end = scanned.end.0;
+    let max_id = i32::try_from(digests.len()).map_err(|_| BuildError::TooLarge)? - 1;
+    let spans = SpanTable::new(zinfo, digests, max_id, size, end)?;
+    let toc = Toc::new(scanned.entries, end).map_err(BuildError::Toc)?;
+    Ok(Ztoc::new(build_tool, toc, spans))
+}

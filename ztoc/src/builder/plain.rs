@@ -1,0 +1,75 @@
+//! Looks at the uncompressed stream: its digest, gzip's checksums, and the tar in it.
+
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256};
+
+use super::BuildError;
+use crate::digest::Digest;
+use crate::gzip::Trailer;
+use crate::tar::{Scanned, Scanner};
+
+/// A piece of the uncompressed stream and the gzip members that end within it.
+#[derive(Debug)]
+pub(super) struct PlainPiece {
+    pub(super) buffer: Arc<Vec<u8>>,
+    /// Where the piece lies in the buffer.
+    pub(super) range: std::ops::Range<usize>,
+    /// Ends of members, as positions in the uncompressed stream, ascending.
+    pub(super) members: Vec<(u64, Trailer)>,
+}
+
+/// Takes pieces as they come.
+#[derive(Debug, Default)]
+pub(super) struct PlainReader {
+    hasher: Sha256,
+    crc: crc32fast::Hasher,
+    member_start: u64,
+    position: u64,
+    scanner: Scanner,
+}
+
+impl PlainReader {
+    pub(super) fn take(&mut self, piece: &PlainPiece) -> Result<(), BuildError> {
+        let bytes = &piece.buffer[piece.range.clone()];
+        self.hasher.update(bytes);
+        self.check_members(bytes, &piece.members)?;
+        self.scanner.feed(bytes)?;
+        Ok(())
+    }
+
+    fn check_members(
+        &mut self,
+        mut bytes: &[u8],
+        members: &[(u64, Trailer)],
+    ) -> Result<(), BuildError> {
+        for (end, trailer) in members {
+            let len = usize::try_from(end - self.position).expect("within this piece");
+            let (member, rest) = bytes.split_at(len);
+            self.advance(member);
+            let crc = std::mem::take(&mut self.crc).finalize();
+            // Lengths are stated modulo 2^32.
+            let len = (end - self.member_start) & u64::from(u32::MAX);
+            if crc != trailer.crc || len != u64::from(trailer.len) {
+                return Err(BuildError::Checksum(*end));
+            }
+            self.member_start = *end;
+            bytes = rest;
+        }
+        self.advance(bytes);
+        Ok(())
+    }
+
+    fn advance(&mut self, bytes: &[u8]) {
+        self.crc.update(bytes);
+        self.position += bytes.len() as u64;
+    }
+
+    /// The diff ID and what the tar holds.
+    pub(super) fn finish(self) -> Result<(Digest, Scanned), BuildError> {
+        Ok((
+            Digest::from_bytes(self.hasher.finalize().into()),
+            self.scanner.finish()?,
+        ))
+    }
+}
