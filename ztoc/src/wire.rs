@@ -184,7 +184,7 @@ impl<'r, 'a> Table<'r, 'a> {
             .map_or(Ok(&[]), |at| self.reader.counted_bytes(at))
     }
 
-    pub(crate) fn table(&self, id: usize) -> Result<Option<Table<'r, 'a>>, WireError> {
+    pub(crate) fn table(&self, id: usize) -> Result<Option<Self>, WireError> {
         self.reference(id)?
             .map(|at| self.reader.table(at))
             .transpose()
