@@ -376,3 +376,6 @@ fn as_block(unit: &[u8]) -> &Block {
 fn padding(size: u64) -> u64 {
     size.wrapping_neg() % BLOCK_LEN as u64
 }
+
+#[cfg(test)]
+mod tests;

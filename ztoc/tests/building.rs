@@ -14,6 +14,7 @@ use flate2::write::GzEncoder;
 use flate2::{FlushCompress, GzBuilder};
 use proptest::prelude::*;
 use ztoc::builder::{self, BuildError, BuildOptions, Built};
+use ztoc::error::SpansError;
 use ztoc::toc::FileData;
 use ztoc::unit::{ByteLen as _, SpanId, SpanSize, UncompressedOffset};
 use ztoc::{CompressedSpan, Compression, Digest, Entry, EntryKind, SpanBuffer, Ztoc};
@@ -335,6 +336,26 @@ fn a_match_may_not_reach_into_the_member_before() {
     let layer = [&gzip(6, &archive(&[("a", vec![])])), &bad[..]].concat();
     let error = build(Compression::Gzip, layer.as_slice(), 4096).unwrap_err();
     assert!(matches!(error, BuildError::Deflate { .. }), "{error}");
+}
+
+#[test]
+fn a_layer_with_a_span_beyond_the_limit_is_refused_before_it_is_read_to_the_end() {
+    struct Endless(Vec<u8>, usize);
+    impl Read for Endless {
+        fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+            let rest = &self.0[self.1 % self.0.len()..];
+            let len = rest.len().min(buf.len());
+            buf[..len].copy_from_slice(&rest[..len]);
+            self.1 += len;
+            Ok(len)
+        }
+    }
+    let layer = Endless(gzip(1, &vec![0; 8 << 20]), 0);
+    let error = build(Compression::Gzip, layer, 1 << 40).unwrap_err();
+    assert!(
+        matches!(error, BuildError::Spans(SpansError::TooLong { .. })),
+        "{error}"
+    );
 }
 
 #[test]

@@ -13,9 +13,11 @@ use super::input::Input;
 use super::output::Output;
 use super::pipeline::{Halt, Sinks};
 use crate::checkpoint::{Checkpoint, GzipZinfo, Zinfo};
+use crate::error::SpansError;
 use crate::gzip::{self, GzipError, TRAILER_LEN, Trailer};
 use crate::inflate::{self, Cursor, Stop, Tables};
-use crate::unit::SpanSize;
+use crate::span::SpanTable;
+use crate::unit::{SpanId, SpanSize};
 use crate::ztoc::Ztoc;
 
 /// The state of one pass.
@@ -80,7 +82,10 @@ impl<'s, R: Read> Gunzip<'s, R> {
         self.boundary(&cursor)?;
         loop {
             match self.decode(&mut cursor)? {
-                Stop::OutputFull => self.output.flush()?,
+                Stop::OutputFull => {
+                    self.output.flush()?;
+                    self.check_span_len()?;
+                }
                 Stop::BlockEnd => self.boundary(&cursor)?,
                 Stop::StreamEnd => {
                     self.input.release(cursor.byte_aligned_end());
@@ -128,6 +133,20 @@ impl<'s, R: Read> Gunzip<'s, R> {
             return Err(BuildError::TooLarge.into());
         }
         Ok(())
+    }
+
+    /// A block without end must be noticed before all of it is in memory.
+    fn check_span_len(&self) -> Result<(), BuildError> {
+        let (span, start) = match self.zinfo.checkpoints.as_slice() {
+            [.., last] => (self.zinfo.checkpoints.len() - 1, last.uncompressed.0),
+            [] => (0, 0),
+        };
+        let len = self.output.position() - start;
+        if len <= SpanTable::MAX_SPAN_LEN {
+            return Ok(());
+        }
+        let span = SpanId(u32::try_from(span).unwrap_or(u32::MAX));
+        Err(SpansError::TooLong { span, len }.into())
     }
 
     fn trailer(&mut self) -> Result<(), Halt> {
