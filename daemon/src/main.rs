@@ -3,16 +3,14 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use daemon::app::root::DEFAULT_ROOT;
 use daemon::app::socket::DEFAULT_ADDRESS;
-use daemon::app::{Address, App, Settings};
+use daemon::app::{Address, App, Settings, layers};
 use daemon::config::Config;
 use daemon::logging::{self, LogLevel};
-use daemon::snapshot::images::{DeferAll, Images};
 use daemon::{REVISION, VERSION};
 
 /// Starts containers from images that are still in the registry.
@@ -119,7 +117,7 @@ fn serve(arguments: &Arguments) -> Result<()> {
         .enable_all()
         .build()?;
     let ended = runtime.block_on(async {
-        let images = |_: &_, _: &_| Ok(Arc::new(DeferAll) as Arc<dyn Images>);
+        let images = |root: &_, metrics: &_| layers::images(&config, root, metrics);
         let app = App::build(&settings, &config, images).await?;
         app.run().await
     });

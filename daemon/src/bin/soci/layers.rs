@@ -76,14 +76,16 @@ impl LayerIndexer<'_> {
         self.store(&descriptor, built.bytes).await?;
         self.remember(&descriptor)?;
         let digest = descriptor.digest;
-        self.progress.result(&format!("layer {} -> ztoc {digest}", layer.digest));
+        self.progress
+            .result(&format!("layer {} -> ztoc {digest}", layer.digest));
         Ok(Some(descriptor))
     }
 
     fn skip(&self, layer: &Descriptor, reason: &str) -> Option<ZtocDescriptor> {
         let (digest, media_type) = (layer.digest, &layer.media_type);
-        self.progress
-            .result(&format!("ztoc skipped - layer {digest} ({media_type}) {reason}"));
+        self.progress.result(&format!(
+            "ztoc skipped - layer {digest} ({media_type}) {reason}"
+        ));
         None
     }
 
@@ -103,11 +105,19 @@ impl LayerIndexer<'_> {
         let Ok(disable_xattrs) = ztoc.map(|ztoc| self.may_disable_xattrs(&ztoc)) else {
             return Ok(None);
         };
-        let descriptor = self.describe(layer, &BuiltZtoc { bytes: bytes.clone(), disable_xattrs });
+        let descriptor = self.describe(
+            layer,
+            &BuiltZtoc {
+                bytes: bytes.clone(),
+                disable_xattrs,
+            },
+        );
         self.store(&descriptor, bytes).await?;
         let digest = descriptor.digest;
-        self.progress
-            .result(&format!("layer {} -> ztoc {digest} (already exists)", layer.digest));
+        self.progress.result(&format!(
+            "layer {} -> ztoc {digest} (already exists)",
+            layer.digest
+        ));
         Ok(Some(descriptor))
     }
 
@@ -134,8 +144,8 @@ impl LayerIndexer<'_> {
         };
         let (expected, xattr) = (layer.digest, self.wants_xattr());
         let build = move || {
-            let built = builder::build(compression, reader, &options)
-                .context("cannot build a zTOC")?;
+            let built =
+                builder::build(compression, reader, &options).context("cannot build a zTOC")?;
             ensure!(
                 built.layer_digest == expected,
                 "the content hashes to {}; remove the image and pull it again",
