@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use daemon::app::root::DEFAULT_ROOT;
+use daemon::app::root::{DEFAULT_ROOT, Root};
 use daemon::app::socket::DEFAULT_ADDRESS;
 use daemon::app::{Address, App, Settings};
 use daemon::config::Config;
 use daemon::logging::{self, LogLevel};
+use daemon::metrics::Metrics;
 use daemon::snapshot::images::{DeferAll, Images};
 use daemon::{REVISION, VERSION};
 
@@ -119,7 +120,7 @@ fn serve(arguments: &Arguments) -> Result<()> {
         .enable_all()
         .build()?;
     let ended = runtime.block_on(async {
-        let images = |_: &_, _: &_| Ok(Arc::new(DeferAll) as Arc<dyn Images>);
+        let images = async |_: &Root, _: &Arc<Metrics>| Ok(Arc::new(DeferAll) as Arc<dyn Images>);
         let app = App::build(&settings, &config, images).await?;
         app.run().await
     });
