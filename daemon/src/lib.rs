@@ -4,15 +4,21 @@
 use std::sync::LazyLock;
 
 pub mod app;
+pub mod artifacts;
 pub mod config;
+pub mod containerd;
 pub mod content;
 pub mod discovery;
 pub mod error;
+pub mod images;
 pub mod layer;
+pub mod layout;
 pub mod logging;
 pub mod metrics;
 pub mod registry;
 pub mod snapshot;
+pub mod unpack;
+pub mod view;
 
 /// Version of the daemon and the CLI.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
