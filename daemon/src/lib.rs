@@ -4,12 +4,15 @@
 use std::sync::LazyLock;
 
 pub mod app;
+pub mod artifacts;
 pub mod config;
+pub mod containerd;
 pub mod content;
 pub mod discovery;
 pub mod error;
 pub mod images;
 pub mod layer;
+pub mod layout;
 pub mod logging;
 pub mod metrics;
 pub mod registry;

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use ztoc::{Entry, EntryKind, Toc};
+use ztoc::{Entry, EntryKind};
 
 use super::finish;
 use super::left_out::{LeftOut, Reason};
 use super::name::{self, Base, PATH_MAX};
-use super::{LayerTree, Metadata};
+use super::{LayerTree, Metadata, SparseHeaders};
 
 /// Symlinks followed on the way to one name; containerd's limit.
 const MAX_LINKS_WALKED: u32 = 255;
@@ -63,15 +63,15 @@ pub(super) struct Builder<'t> {
     link_steps_left: u64,
 }
 
-pub(super) fn build(toc: &Toc) -> LayerTree {
-    let mut builder = Builder::new(toc.entries().len());
-    for entry in toc.entries() {
+pub(super) fn build(entries: &[Entry], headers: &SparseHeaders) -> LayerTree {
+    let mut builder = Builder::new(entries.len());
+    for entry in entries {
         if let Err(reason) = builder.apply(entry) {
             builder.left_out.add(reason, &entry.name);
         }
     }
     builder.settle_links();
-    finish::finish(builder)
+    finish::finish(builder, headers)
 }
 
 impl<'t> Builder<'t> {

@@ -1,8 +1,14 @@
 //! Views mounted for real, looked at with the kernel's eyes. Needs root and /dev/fuse.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, missing_docs)]
 
+mod adoption;
+mod bytes;
 mod containerd;
+mod directories;
 mod fidelity;
 mod layer;
+mod lifecycle;
 mod mounts;
+mod security;
+mod stacked;
 mod walk;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
+use std::io::ErrorKind::NotFound;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -32,6 +33,12 @@ pub(crate) fn walk(root: &Path) -> Tree {
             true => root.to_path_buf(),
             false => root.join(&path),
         };
+        // overlayfs lists a whiteout in a directory that only one layer has, and then says that
+        // there is no such file.
+        let missing = fs::symlink_metadata(&full).is_err_and(|error| error.kind() == NotFound);
+        if missing {
+            continue;
+        }
         let seen = look(&full);
         if fs::symlink_metadata(&full).unwrap().is_dir() {
             for entry in fs::read_dir(&full).unwrap() {
