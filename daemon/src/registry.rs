@@ -39,6 +39,7 @@ pub use credentials::{
     CredentialError, CredentialProvider, CredentialQuery, Credentials, DockerConfig,
     FixedCredentials,
 };
+pub(crate) use descriptor::digest_text;
 pub use descriptor::{Descriptor, Resolved, media_type};
 pub use download::Download;
 pub use error::{Asked, Detail, Problem, RegistryError};

@@ -84,7 +84,7 @@ impl Unpacker<'_> {
         for _ in 0..ATTEMPTS {
             let key = extract_key(&id);
             let prepared = self.snapshotter.prepare(&key, &parent, labels.clone());
-            match prepared.await.context("is the snapshotter running, and known to containerd?")? {
+            match prepared.await.context("cannot prepare its snapshot; is the snapshotter running and known to containerd?")? {
                 PreparedSnapshot::Provided => {
                     if let Some(labels) = self.snapshotter.committed(&id.to_string()).await? {
                         let lazy = labels.contains_key(REMOTE);
