@@ -90,7 +90,12 @@ pub(crate) enum StoreChoice {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct PlatformArguments {
     /// Platform, such as linux/arm64; repeat it or separate by commas [default: the host's]
-    #[arg(long = "platform", short = 'p', value_delimiter = ',', value_name = "PLATFORM")]
+    #[arg(
+        long = "platform",
+        short = 'p',
+        value_delimiter = ',',
+        value_name = "PLATFORM"
+    )]
     pub(crate) platforms: Vec<Platform>,
     /// All platforms of the image
     #[arg(long)]
