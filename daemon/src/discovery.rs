@@ -152,7 +152,7 @@ impl Discovery {
     /// The image's SOCI index. Asked once per image at a time; an index found is remembered, a
     /// failure only for seconds.
     pub async fn find(&self, query: &ImageQuery) -> Result<Arc<SociIndex>, DiscoveryError> {
-        let (digest, named) = match (query.index, query.manifest.or(query.image.digest())) {
+        let (digest, named) = match (query.index, query.manifest.or_else(|| query.image.digest())) {
             (Some(index), _) => (index, true),
             _ if !self.inner.modes.v1 && !self.inner.modes.v2 => {
                 return Err(DiscoveryError::Disabled);

@@ -39,9 +39,10 @@ pub use credentials::{
     CredentialError, CredentialProvider, CredentialQuery, Credentials, DockerConfig,
     FixedCredentials,
 };
+pub(crate) use descriptor::digest_text;
 pub use descriptor::{Descriptor, Resolved, media_type};
 pub use download::Download;
-pub use error::{Detail, Problem, RegistryError};
+pub use error::{Asked, Detail, Problem, RegistryError};
 pub use reference::{ParseReferenceError, Reference};
 
 pub(crate) use download::digest_of;
@@ -246,11 +247,10 @@ impl Registry {
     }
 
     fn error(&self, reference: &Reference, object: String, problem: Problem) -> RegistryError {
-        RegistryError {
+        let subject = Subject {
             object,
             repository: reference.repository().to_owned(),
-            host: reference.host().to_owned(),
-            problem,
-        }
+        };
+        subject.error(reference.host(), problem)
     }
 }

@@ -13,7 +13,9 @@ pub trait LayerContent: Send + Sync + 'static {
 }
 
 /// The answer to one read, given exactly once; dropping it unanswered answers [`ReadError::Unavailable`].
-pub struct ReadReply(Option<Box<dyn FnOnce(Result<&[u8], ReadError>) + Send>>);
+pub struct ReadReply(Option<Answer>);
+
+type Answer = Box<dyn FnOnce(Result<&[u8], ReadError>) + Send>;
 
 /// Why bytes could not be had. The text for people is logged where the failure is handled, with
 /// layer and host; the kernel only learns an errno.

@@ -4,8 +4,8 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fuser::{
@@ -20,6 +20,7 @@ use crate::attr::negative;
 use crate::counters::Counters;
 use crate::error::Error;
 use crate::merge::{Child, MergedDirectory, View};
+use crate::session::KernelOffer;
 
 /// A view never changes: what the kernel has been told holds until it forgets. The largest time
 /// that is sure not to overflow in any kernel: 68 years.
@@ -57,6 +58,8 @@ pub(crate) struct ViewFilesystem {
     statfs_path: PathBuf,
     zero_message_open: bool,
     zero_message_opendir: bool,
+    /// Known once the kernel has made it.
+    offer: Arc<OnceLock<KernelOffer>>,
 }
 
 impl ViewFilesystem {
@@ -67,7 +70,13 @@ impl ViewFilesystem {
             statfs_path,
             zero_message_open: false,
             zero_message_opendir: false,
+            offer: Arc::new(OnceLock::new()),
         }
+    }
+
+    /// Where the kernel's offer will be.
+    pub(crate) fn offer(&self) -> Arc<OnceLock<KernelOffer>> {
+        Arc::clone(&self.offer)
     }
 
     fn find(&self, parent: INodeNo, name: &[u8]) -> Result<FileAttr, Error> {
@@ -149,6 +158,8 @@ impl ViewFilesystem {
 /// kernel sends all the same are refused here, as fuser would complain in the log.
 impl Filesystem for ViewFilesystem {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // There is one handshake, and so nothing there yet.
+        let _ = self.offer.set(KernelOffer::of(config));
         for flag in WANTED {
             // What this kernel does not have is done without.
             let _ = config.add_capabilities(flag);

@@ -3,6 +3,8 @@
 mod cache;
 mod link;
 mod listing;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

@@ -7,16 +7,22 @@ mod build;
 mod finish;
 mod left_out;
 mod name;
+#[cfg(test)]
+pub(crate) mod sample;
+#[cfg(test)]
+mod tests;
 
+use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
-use ztoc::toc::Timestamp;
+use ztoc::toc::{Extent, FileData, Timestamp};
 use ztoc::{Entry, Toc, UncompressedOffset};
 
 pub(crate) use crate::tree::name::components;
 
 /// What one layer contributes to a view: its names, attributes and where the bytes lie.
-#[derive(Debug)]
 pub struct LayerTree {
     inodes: Box<[Inode]>,
     /// The directories' entries; each directory's are a run, ascending by name.
@@ -111,7 +117,7 @@ pub(crate) struct Inode {
     pub(crate) metadata: Metadata,
     /// Names in this layer; of a directory 2 and its subdirectories, as ext4 counts.
     pub(crate) nlink: u32,
-    xattrs: Option<std::num::NonZeroU32>,
+    xattrs: Option<NonZeroU32>,
     pub(crate) body: Body,
 }
 
@@ -165,15 +171,31 @@ pub(crate) struct Dirent {
 }
 
 /// Extended attributes of one inode, ascending by name.
-pub(crate) type XattrSet = Box<[(Box<[u8]>, Box<[u8]>)]>;
+pub(crate) type XattrSet = Box<[Xattr]>;
+
+/// An extended attribute: name and value.
+pub(crate) type Xattr = (Box<[u8]>, Box<[u8]>);
 
 /// A regular file with holes.
 #[derive(Debug)]
 pub(crate) struct SparseFile {
     /// The tar member, from which the map is had.
     pub(crate) entry: Entry,
+    /// Where its headers begin, if that is known, else 0.
+    pub(crate) header: UncompressedOffset,
     /// The runs of data, once known.
-    pub(crate) map: std::sync::OnceLock<std::sync::Arc<[ztoc::toc::Extent]>>,
+    pub(crate) map: OnceLock<Arc<[Extent]>>,
+}
+
+/// Where the headers of the sparse files begin whose map lies there, by the data's position.
+type SparseHeaders = HashMap<UncompressedOffset, UncompressedOffset>;
+
+fn sparse_headers(toc: &Toc) -> SparseHeaders {
+    let with_index = toc.entries().iter().enumerate();
+    let mapped = with_index.filter(|(_, entry)| matches!(entry.data(), FileData::MapInArchive(_)));
+    mapped
+        .filter_map(|(index, entry)| Some((entry.offset, toc.header_offset(index)?)))
+        .collect()
 }
 
 impl LayerTree {
@@ -181,7 +203,7 @@ impl LayerTree {
     /// Never fails: what no file system could hold (a name too long, a parent that is a file, a
     /// hard link to nothing) is left out and reported in the log once.
     pub fn new(toc: Toc) -> Self {
-        build::build(&toc)
+        build::build(toc.entries(), &sparse_headers(&toc))
     }
 
     /// The number of inodes.
@@ -269,7 +291,7 @@ impl LayerTree {
     }
 
     /// The extended attributes of `inode`.
-    pub(crate) fn xattrs(&self, inode: &Inode) -> &[(Box<[u8]>, Box<[u8]>)] {
+    pub(crate) fn xattrs(&self, inode: &Inode) -> &[Xattr] {
         match inode.xattrs {
             Some(number) => &self.xattrs[number.get() as usize - 1],
             None => &[],
@@ -300,5 +322,13 @@ impl LayerTree {
                 Body::LowerLink(target) => Some((index, self.text(target))),
                 _ => None,
             })
+    }
+}
+
+impl std::fmt::Debug for LayerTree {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut tree = f.debug_struct("LayerTree");
+        tree.field("inodes", &self.inodes.len())
+            .finish_non_exhaustive()
     }
 }

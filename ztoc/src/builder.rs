@@ -57,7 +57,9 @@ pub enum BuildError {
         found: LayerFormat,
     },
     /// The layer is zstd-compressed: zTOCs cannot describe that.
-    #[error("the layer is zstd-compressed: not supported, zTOCs exist for gzip and plain tar layers")]
+    #[error(
+        "the layer is zstd-compressed: not supported, zTOCs exist for gzip and plain tar layers"
+    )]
     Zstd,
     /// The layer is empty.
     #[error("the layer is empty")]
@@ -85,7 +87,9 @@ pub enum BuildError {
         source: InflateError,
     },
     /// A gzip member does not have the content that its trailer states.
-    #[error("the layer is corrupt: checksum or length of the gzip member that ends at uncompressed offset {0} is wrong")]
+    #[error(
+        "the layer is corrupt: checksum or length of the gzip member that ends at uncompressed offset {0} is wrong"
+    )]
     Checksum(u64),
     /// The content is no tar that can become a layer.
     #[error(transparent)]
@@ -94,7 +98,10 @@ pub enum BuildError {
     #[error("cannot divide the layer: {0}")]
     Spans(#[from] SpansError),
     /// The zTOC would exceed [`Ztoc::MAX_ENCODED_LEN`].
-    #[error("the zTOC would exceed {} bytes: choose a larger span size", Ztoc::MAX_ENCODED_LEN)]
+    #[error(
+        "the zTOC would exceed {} bytes: choose a larger span size",
+        Ztoc::MAX_ENCODED_LEN
+    )]
     TooLarge,
     /// The members of the tar contradict each other.
     #[error("cannot describe the layer: {0}")]

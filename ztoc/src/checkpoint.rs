@@ -92,7 +92,12 @@ impl Windows {
 impl GzipZinfo {
     pub(crate) fn new(span_size: i64) -> Self {
         let windows = Windows::default();
-        Self { version: ZinfoVersion::V2, span_size, checkpoints: Vec::new(), windows }
+        Self {
+            version: ZinfoVersion::V2,
+            span_size,
+            checkpoints: Vec::new(),
+            windows,
+        }
     }
 
     pub(crate) fn push(&mut self, checkpoint: Checkpoint, window: &[u8]) {
@@ -120,12 +125,17 @@ impl GzipZinfo {
         };
         let have = i32::from_le_bytes(have);
         let records = blob.get(HEADER_LEN..).unwrap_or_default();
-        let (version, implied) = version(records.len(), have)
-            .ok_or(ZinfoError::Length { len: blob.len(), have })?;
+        let (version, implied) = version(records.len(), have).ok_or(ZinfoError::Length {
+            len: blob.len(),
+            have,
+        })?;
         let mut zinfo = Self::new(i64::from_le_bytes(span_size));
         zinfo.version = version;
         zinfo.windows.implied = implied;
-        zinfo.windows.bytes.reserve_exact(records.len() / RECORD_LEN * WINDOW_LEN);
+        zinfo
+            .windows
+            .bytes
+            .reserve_exact(records.len() / RECORD_LEN * WINDOW_LEN);
         if implied == 1 {
             zinfo.checkpoints.push(Checkpoint::at_bit(80, 0));
         }
@@ -159,7 +169,7 @@ impl GzipZinfo {
 fn version(len: usize, have: i32) -> Option<(ZinfoVersion, usize)> {
     let have = usize::try_from(have).ok().filter(|have| *have > 0)?;
     let records = len / RECORD_LEN;
-    if len % RECORD_LEN != 0 {
+    if !len.is_multiple_of(RECORD_LEN) {
         None
     } else if records == have {
         Some((ZinfoVersion::V2, 0))
@@ -173,12 +183,20 @@ fn version(len: usize, have: i32) -> Option<(ZinfoVersion, usize)> {
 fn decode_record(index: usize, record: &[u8]) -> Result<Checkpoint, ZinfoError> {
     let number = |field, at| {
         let value = i64::from_le_bytes(array(record, at).unwrap_or_default());
-        u64::try_from(value).map_err(|_| ZinfoError::Checkpoint { index, field, value })
+        u64::try_from(value).map_err(|_| ZinfoError::Checkpoint {
+            index,
+            field,
+            value,
+        })
     };
     let (compressed, uncompressed) = (number("in", 0)?, number("out", 8)?);
     let bits = record[16];
     if bits > 7 || (bits != 0 && compressed == 0) {
-        return Err(ZinfoError::Checkpoint { index, field: "bits", value: i64::from(bits) });
+        return Err(ZinfoError::Checkpoint {
+            index,
+            field: "bits",
+            value: i64::from(bits),
+        });
     }
     Ok(Checkpoint {
         compressed: CompressedOffset(compressed),
@@ -211,9 +229,16 @@ impl TarZinfo {
         };
         let span_size = number("the span size", 1)?;
         if span_size == 0 {
-            return Err(ZinfoError::Number { field: "the span size", value: 0 });
+            return Err(ZinfoError::Number {
+                field: "the span size",
+                value: 0,
+            });
         }
-        Ok(Self { version: root.i32(0)?, span_size, size: number("the size", 2)? })
+        Ok(Self {
+            version: root.i32(0)?,
+            span_size,
+            size: number("the size", 2)?,
+        })
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -306,13 +331,22 @@ mod tests {
         let mut blob = vec![0; 195_566];
         blob[..4].copy_from_slice(&131_010_i32.to_le_bytes());
         let refused = GzipZinfo::decode(&blob);
-        assert_eq!(refused, Err(ZinfoError::Length { len: 195_566, have: 131_010 }));
+        assert_eq!(
+            refused,
+            Err(ZinfoError::Length {
+                len: 195_566,
+                have: 131_010
+            })
+        );
     }
 
     #[test]
     fn negative_offsets_and_impossible_bit_counts_are_refused() {
         for record in [(-1, 0, 0), (10, -1, 0), (10, 0, 8), (0, 0, 1)] {
-            assert!(GzipZinfo::decode(&blob(1, &[record])).is_err(), "{record:?}");
+            assert!(
+                GzipZinfo::decode(&blob(1, &[record])).is_err(),
+                "{record:?}"
+            );
         }
     }
 
@@ -327,7 +361,11 @@ mod tests {
 
     #[test]
     fn a_plain_tar_needs_a_span_size() {
-        let zinfo = TarZinfo { version: 2, span_size: 0, size: 5 };
+        let zinfo = TarZinfo {
+            version: 2,
+            span_size: 0,
+            size: 5,
+        };
         assert!(TarZinfo::decode(&zinfo.encode()).is_err());
     }
 

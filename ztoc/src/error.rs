@@ -1,8 +1,8 @@
 //! What can be wrong, by structure.
 
 use crate::digest::{Digest, ParseDigestError};
-use crate::unit::SpanId;
 pub use crate::gzip::GzipError;
+use crate::unit::SpanId;
 pub use crate::wire::WireError;
 
 /// Compressed bytes that are not the span they should be.

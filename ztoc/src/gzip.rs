@@ -107,7 +107,10 @@ pub(crate) struct Trailer {
 
 impl Trailer {
     pub(crate) fn parse([a, b, c, d, e, f, g, h]: [u8; TRAILER_LEN]) -> Self {
-        let (crc, len) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
+        let (crc, len) = (
+            u32::from_le_bytes([a, b, c, d]),
+            u32::from_le_bytes([e, f, g, h]),
+        );
         Self { crc, len }
     }
 }
@@ -129,7 +132,10 @@ mod tests {
 
     #[test]
     fn optional_fields_are_stepped_over() {
-        let header = GzBuilder::new().extra(vec![1; 300]).filename("a").comment("bc");
+        let header = GzBuilder::new()
+            .extra(vec![1; 300])
+            .filename("a")
+            .comment("bc");
         let bytes = member(header, b"");
         let len = 10 + 2 + 300 + 2 + 3;
         assert_eq!(header_len(&bytes), Ok(Some(len)));

@@ -47,9 +47,18 @@ impl SpanTable {
         let stated = u64::try_from(i64::from(max_id) + 1);
         if checkpoints != digests.len() as u64 || stated != Ok(checkpoints) {
             let digests = digests.len();
-            return Err(SpansError::Count { checkpoints, digests, max_id });
+            return Err(SpansError::Count {
+                checkpoints,
+                digests,
+                max_id,
+            });
         }
-        let table = Self { zinfo, digests, compressed_size, uncompressed_size };
+        let table = Self {
+            zinfo,
+            digests,
+            compressed_size,
+            uncompressed_size,
+        };
         table.check_size()?;
         for id in table.ids() {
             table.check(id)?;
@@ -78,7 +87,11 @@ impl SpanTable {
         }
         let (offset, size) = (start.compressed.0, self.compressed_size);
         if offset > size {
-            return Err(SpansError::OutOfRange { span: id, offset, size });
+            return Err(SpansError::OutOfRange {
+                span: id,
+                offset,
+                size,
+            });
         }
         if id.0 + 1 < self.count() {
             let next = self.checkpoint(SpanId(id.0 + 1));
@@ -102,7 +115,11 @@ impl SpanTable {
             Compression::Uncompressed => 1,
         };
         if len > compressed.saturating_mul(expansion) {
-            return Err(SpansError::Expansion { span, compressed, len });
+            return Err(SpansError::Expansion {
+                span,
+                compressed,
+                len,
+            });
         }
         Ok(())
     }
@@ -188,9 +205,11 @@ impl SpanTable {
     /// lies inside a byte. Panics if `span` is not below [`Self::count`].
     pub fn compressed(&self, span: SpanId) -> Range<CompressedOffset> {
         let start = self.checkpoint(span).first_byte();
-        let end = self.next(span).map_or(CompressedOffset(self.compressed_size), |next| {
-            next.compressed
-        });
+        let end = self
+            .next(span)
+            .map_or(CompressedOffset(self.compressed_size), |next| {
+                next.compressed
+            });
         start..end
     }
 
@@ -241,8 +260,8 @@ impl SpanTable {
                 u32::try_from(index).expect("no more than there are spans")
             }
             Zinfo::Tar(zinfo) => {
-                let index = u32::try_from(offset.div_ceil(zinfo.span_size));
-                index.map_or(self.count(), |index| index.min(self.count()))
+                let (index, count) = (offset.div_ceil(zinfo.span_size), self.count());
+                u32::try_from(index).unwrap_or(count).min(count)
             }
         }
     }
@@ -278,16 +297,31 @@ impl<'a> CompressedSpan<'a> {
     pub fn verify(self, table: &'a SpanTable) -> Result<VerifiedSpan<'a>, VerifyError> {
         let Self { id: span, bytes } = self;
         if span.0 >= table.count() {
-            return Err(VerifyError::NoSuchSpan { span, count: table.count() });
+            return Err(VerifyError::NoSuchSpan {
+                span,
+                count: table.count(),
+            });
         }
         let (expected, actual) = (table.compressed(span).byte_len(), bytes.len() as u64);
         if expected != actual {
-            return Err(VerifyError::Length { span, expected, actual });
+            return Err(VerifyError::Length {
+                span,
+                expected,
+                actual,
+            });
         }
         let (expected, actual) = (table.digest(span), Digest::of(bytes));
         if expected != actual {
-            return Err(VerifyError::Digest { span, expected, actual });
+            return Err(VerifyError::Digest {
+                span,
+                expected,
+                actual,
+            });
         }
-        Ok(VerifiedSpan { table, id: span, bytes })
+        Ok(VerifiedSpan {
+            table,
+            id: span,
+            bytes,
+        })
     }
 }

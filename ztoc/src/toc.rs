@@ -50,7 +50,9 @@ impl EntryKind {
 
     pub(crate) fn from_text(text: &[u8]) -> Option<Self> {
         let mut texts = Self::TEXTS.iter();
-        texts.find(|(_, other)| other.as_bytes() == text).map(|(kind, _)| *kind)
+        texts
+            .find(|(_, other)| other.as_bytes() == text)
+            .map(|(kind, _)| *kind)
     }
 }
 
@@ -136,7 +138,11 @@ impl Entry {
             }
             // No entry of a decoded or built zTOC has a malformed map.
             Ok(SparseMap::None) | Err(_) => {
-                let len = if self.kind == EntryKind::Regular { self.size } else { 0 };
+                let len = if self.kind == EntryKind::Regular {
+                    self.size
+                } else {
+                    0
+                };
                 FileData::Contiguous(start..UncompressedOffset(start.0.saturating_add(len)))
             }
         }
@@ -166,8 +172,15 @@ impl Entry {
     fn extents(&self, regions: &[Region]) -> Vec<Extent> {
         let mut tar_offset = self.offset.0;
         let extent = |region: &Region| {
-            let Region { offset: file_offset, len } = *region;
-            let extent = Extent { file_offset, tar_offset: UncompressedOffset(tar_offset), len };
+            let Region {
+                offset: file_offset,
+                len,
+            } = *region;
+            let extent = Extent {
+                file_offset,
+                tar_offset: UncompressedOffset(tar_offset),
+                len,
+            };
             tar_offset = tar_offset.saturating_add(len);
             extent
         };
@@ -179,9 +192,7 @@ impl Entry {
     fn stored_len(&self) -> Result<Option<u64>, SparseError> {
         Ok(match (self.kind, self.sparse_map()?) {
             (EntryKind::Regular, SparseMap::None) => Some(self.size),
-            (EntryKind::Regular, SparseMap::Regions(regions)) => {
-                Some(sparse::stored_len(&regions))
-            }
+            (EntryKind::Regular, SparseMap::Regions(regions)) => Some(sparse::stored_len(&regions)),
             (EntryKind::Regular, SparseMap::InArchive) => None,
             _ => Some(0),
         })
@@ -197,7 +208,10 @@ impl Entry {
     pub(crate) fn encoded_len(&self) -> usize {
         let texts = [&self.name, &self.link, &self.uname, &self.gname];
         let texts: usize = texts.iter().map(|text| text.len() + 12).sum();
-        let pax = self.pax.iter().map(|(key, value)| key.len() + value.len() + 40);
+        let pax = self
+            .pax
+            .iter()
+            .map(|(key, value)| key.len() + value.len() + 40);
         texts + pax.sum::<usize>() + 256
     }
 }
@@ -213,8 +227,15 @@ impl Toc {
         let toc = Self { entries };
         for (index, entry) in toc.entries.iter().enumerate() {
             toc.check(index, entry, size).map_err(|source| {
-                let name = String::from_utf8_lossy(&entry.name).chars().take(200).collect();
-                DecodeError::Entry { index, name, source }
+                let name = String::from_utf8_lossy(&entry.name)
+                    .chars()
+                    .take(200)
+                    .collect();
+                DecodeError::Entry {
+                    index,
+                    name,
+                    source,
+                }
             })?;
         }
         Ok(toc)

@@ -9,7 +9,7 @@
 use std::cell::Cell;
 
 /// How often over the objects of a buffer may be read. Writers may share equal strings.
-const MAX_SHARING: u64 = 4;
+const MAX_SHARING: u64 = 2;
 
 /// A buffer that is no well-formed FlatBuffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -59,7 +59,10 @@ pub(crate) struct OffsetVector<'r, 'a> {
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(buf: &'a [u8]) -> Self {
-        Self { buf, allowance: Cell::new((buf.len() as u64).saturating_mul(MAX_SHARING)) }
+        Self {
+            buf,
+            allowance: Cell::new((buf.len() as u64).saturating_mul(MAX_SHARING)),
+        }
     }
 
     pub(crate) fn root(&self) -> Result<Table<'_, 'a>, WireError> {
@@ -83,13 +86,17 @@ impl<'a> Reader<'a> {
 
     /// The object that the offset at `at` refers to.
     fn follow(&self, at: usize) -> Result<usize, WireError> {
-        at.checked_add(self.u32(at)?).ok_or(WireError::OutOfBounds { at })
+        at.checked_add(self.u32(at)?)
+            .ok_or(WireError::OutOfBounds { at })
     }
 
     fn table(&self, at: usize) -> Result<Table<'_, 'a>, WireError> {
         let back = i64::from(i32::from_le_bytes(self.array(at)?));
         let bad = WireError::FieldTable { at };
-        let vtable = i64::try_from(at).ok().and_then(|at| at.checked_sub(back)).ok_or(bad)?;
+        let vtable = i64::try_from(at)
+            .ok()
+            .and_then(|at| at.checked_sub(back))
+            .ok_or(bad)?;
         let vtable = usize::try_from(vtable).map_err(|_| bad)?;
         let vtable_len = usize::from(u16::from_le_bytes(self.array(vtable)?));
         let inline_len = usize::from(u16::from_le_bytes(self.array(vtable + 2)?));
@@ -100,11 +107,20 @@ impl<'a> Reader<'a> {
         }
         self.charge(inline_len)?;
         let fields = vtable_bytes.get(4..).ok_or(bad)?;
-        Ok(Table { reader: self, at, fields, inline_len })
+        Ok(Table {
+            reader: self,
+            at,
+            fields,
+            inline_len,
+        })
     }
 
     fn charge(&self, bytes: usize) -> Result<(), WireError> {
-        let left = self.allowance.get().checked_sub(bytes as u64).ok_or(WireError::Overlap)?;
+        let left = self
+            .allowance
+            .get()
+            .checked_sub(bytes as u64)
+            .ok_or(WireError::Overlap)?;
         self.allowance.set(left);
         Ok(())
     }
@@ -135,7 +151,9 @@ impl<'r, 'a> Table<'r, 'a> {
     }
 
     fn scalar<const N: usize>(&self, id: usize) -> Result<Option<[u8; N]>, WireError> {
-        self.field(id, N)?.map(|at| self.reader.array(at)).transpose()
+        self.field(id, N)?
+            .map(|at| self.reader.array(at))
+            .transpose()
     }
 
     pub(crate) fn i64(&self, id: usize) -> Result<i64, WireError> {
@@ -155,29 +173,42 @@ impl<'r, 'a> Table<'r, 'a> {
     }
 
     fn reference(&self, id: usize) -> Result<Option<usize>, WireError> {
-        self.field(id, 4)?.map(|at| self.reader.follow(at)).transpose()
+        self.field(id, 4)?
+            .map(|at| self.reader.follow(at))
+            .transpose()
     }
 
     /// A string or byte vector; empty if absent.
     pub(crate) fn bytes(&self, id: usize) -> Result<&'a [u8], WireError> {
-        self.reference(id)?.map_or(Ok(&[]), |at| self.reader.counted_bytes(at))
+        self.reference(id)?
+            .map_or(Ok(&[]), |at| self.reader.counted_bytes(at))
     }
 
-    pub(crate) fn table(&self, id: usize) -> Result<Option<Table<'r, 'a>>, WireError> {
-        self.reference(id)?.map(|at| self.reader.table(at)).transpose()
+    pub(crate) fn table(&self, id: usize) -> Result<Option<Self>, WireError> {
+        self.reference(id)?
+            .map(|at| self.reader.table(at))
+            .transpose()
     }
 
     /// A vector of tables or strings; empty if absent.
     pub(crate) fn vector(&self, id: usize) -> Result<OffsetVector<'r, 'a>, WireError> {
         let reader = self.reader;
         let Some(at) = self.reference(id)? else {
-            return Ok(OffsetVector { reader, at: 0, len: 0 });
+            return Ok(OffsetVector {
+                reader,
+                at: 0,
+                len: 0,
+            });
         };
         let len = reader.u32(at)?;
         let bytes = len.checked_mul(4).ok_or(WireError::OutOfBounds { at })?;
         reader.bytes(at + 4, bytes)?;
         reader.charge(bytes + 4)?;
-        Ok(OffsetVector { reader, at: at + 4, len })
+        Ok(OffsetVector {
+            reader,
+            at: at + 4,
+            len,
+        })
     }
 }
 

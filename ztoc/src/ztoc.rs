@@ -33,7 +33,12 @@ impl Ztoc {
     pub const MAX_ENCODED_LEN: usize = 1 << 30;
 
     pub(crate) fn new(build_tool: &str, toc: Toc, spans: SpanTable) -> Self {
-        Self { version: VERSION.to_vec(), build_tool: build_tool.into(), toc, spans }
+        Self {
+            version: VERSION.to_vec(),
+            build_tool: build_tool.into(),
+            toc,
+            spans,
+        }
     }
 
     /// Decodes and checks zTOC 0.9 bytes.

@@ -200,7 +200,7 @@ impl OciLayoutStore {
 }
 
 fn names(entry: &Value, digest: &Digest) -> bool {
-    entry["digest"] == Value::from(digest.to_string())
+    entry["digest"] == digest.to_string()
 }
 
 /// The manifests listed; `None` without a file, or with one that nobody can read: it is only a list

@@ -5,15 +5,11 @@ use std::sync::Arc;
 
 use ztoc::UncompressedOffset;
 use ztoc::toc::{Extent, FileData};
-use ztoc::unit::ByteLen;
 
 use super::{Answer, exactly};
 use crate::content::LayerContent;
 use crate::error::Error;
 use crate::merge::Layer;
-
-/// The longest sparse map that is read from an archive: some 100,000 runs of data.
-const MAX_MAP_LEN: u64 = 4 << 20;
 
 /// Reads `range` of the layer's sparse file `number`; if its map lies in the archive and is not
 /// known yet, that is read first. Nothing waits: the second read is begun by the first's answer.
@@ -25,13 +21,11 @@ pub(super) fn read(layer: &Layer, number: u32, range: Range<u64>, answer: impl A
     let FileData::MapInArchive(map_range) = file.entry.data() else {
         return answer(Err(Error::SparseMap));
     };
-    if map_range.byte_len() > MAX_MAP_LEN {
-        return answer(Err(Error::SparseMap));
-    }
+    let map_range = map_range.start.max(file.header)..map_range.end;
     let (tree, content) = (Arc::clone(&layer.tree), Arc::clone(&layer.content));
     let then = move |bytes: Result<&[u8], Error>| {
         let file = tree.sparse(number);
-        let map = match bytes.map(|bytes| parse_map(&file.entry, bytes)) {
+        let map = match bytes.map(|bytes| file.entry.sparse_1_0(bytes)) {
             Ok(Ok(extents)) => file.map.get_or_init(|| extents.into()),
             Ok(Err(_)) => return answer(Err(Error::SparseMap)),
             Err(error) => return answer(Err(error)),
@@ -127,8 +121,4 @@ fn place(pieces: &[Piece], start: u64, bytes: &[u8], buffer: &mut [u8]) -> Resul
 fn slice_range(range: Range<u64>) -> Result<Range<usize>, Error> {
     let position = |at| usize::try_from(at).map_err(|_| Error::SparseMap);
     Ok(position(range.start)?..position(range.end)?)
-}
-
-fn parse_map(_entry: &ztoc::Entry, _bytes: &[u8]) -> Result<Vec<Extent>, Error> {
-    Err(Error::SparseMap)
 }

@@ -1,13 +1,13 @@
 //! Applies a layer's members one after another, as containerd's unpacker does.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
-use ztoc::{Entry, EntryKind, Toc};
+use ztoc::{Entry, EntryKind};
 
 use super::finish;
 use super::left_out::{LeftOut, Reason};
 use super::name::{self, Base, PATH_MAX};
-use super::{LayerTree, Metadata};
+use super::{LayerTree, Metadata, SparseHeaders};
 
 /// Symlinks followed on the way to one name; containerd's limit.
 const MAX_LINKS_WALKED: u32 = 255;
@@ -19,6 +19,8 @@ const MAX_LINK_HOPS: u32 = 40;
 /// components would otherwise make a small table of contents a huge tree.
 const IMPLIED_PER_ENTRY: usize = 4;
 const IMPLIED_AT_LEAST: usize = 1 << 16;
+
+const FILE_CAPABILITIES: &[u8] = b"security.capability";
 
 pub(super) const ROOT: DraftIndex = 0;
 pub(super) const WHITEOUT: DraftIndex = 1;
@@ -55,23 +57,21 @@ pub(super) struct DraftDirectory<'t> {
 pub(super) struct Builder<'t> {
     drafts: Vec<Draft<'t>>,
     left_out: LeftOut<'t>,
-    /// AUFS hard link data by file name.
-    aufs_links: HashMap<&'t [u8], &'t Entry>,
     unresolved: Vec<DraftIndex>,
     implied_left: usize,
     /// Steps that symlinks on the way to names may cost in all.
     link_steps_left: u64,
 }
 
-pub(super) fn build(toc: &Toc) -> LayerTree {
-    let mut builder = Builder::new(toc.entries().len());
-    for entry in toc.entries() {
+pub(super) fn build(entries: &[Entry], headers: &SparseHeaders) -> LayerTree {
+    let mut builder = Builder::new(entries.len());
+    for entry in entries {
         if let Err(reason) = builder.apply(entry) {
             builder.left_out.add(reason, &entry.name);
         }
     }
     builder.settle_links();
-    finish::finish(builder)
+    finish::finish(builder, headers)
 }
 
 impl<'t> Builder<'t> {
@@ -84,7 +84,6 @@ impl<'t> Builder<'t> {
         Self {
             drafts: vec![Draft::implied_directory(ROOT), whiteout],
             left_out: LeftOut::default(),
-            aufs_links: HashMap::new(),
             unresolved: Vec::new(),
             implied_left: entries
                 .saturating_mul(IMPLIED_PER_ENTRY)
@@ -95,14 +94,6 @@ impl<'t> Builder<'t> {
 
     fn apply(&mut self, entry: &'t Entry) -> Result<(), Reason> {
         let components = name::components(&entry.name);
-        if name::is_aufs_metadata(&components) {
-            if let (Some(&base), EntryKind::Regular) = (components.last(), entry.kind)
-                && name::is_aufs_link(&components)
-            {
-                self.aufs_links.insert(base, entry);
-            }
-            return Ok(());
-        }
         let Some((&base, parents)) = components.split_last() else {
             self.apply_root(entry);
             return Ok(());
@@ -182,13 +173,6 @@ impl<'t> Builder<'t> {
         entry: &'t Entry,
     ) -> Result<(), Reason> {
         let target = name::components(&entry.link);
-        if name::is_aufs_link(&target) {
-            let data = target.last().and_then(|base| self.aufs_links.get(base));
-            let draft = Draft::file(data.copied().ok_or(Reason::HardLink)?);
-            let inode = self.push(draft)?;
-            self.directory_mut(parent).children.insert(base, inode);
-            return Ok(());
-        }
         let inode = match self.resolve(&target) {
             Some(inode) => {
                 self.drafts[inode as usize].relink(entry);
@@ -371,12 +355,11 @@ impl<'t> Draft<'t> {
         }
     }
 
-    /// What another name of this inode says of it: containerd sets owner, attributes and time of
-    /// each name in turn on the one inode, and leaves the mode alone.
+    /// What another name of this inode says of it: containerd sets owner, attributes, mode and time
+    /// of each name in turn on the one inode; setting the owner takes file capabilities away.
     fn relink(&mut self, entry: &'t Entry) {
-        self.metadata.uid = entry.uid;
-        self.metadata.gid = entry.gid;
-        self.metadata.set_mtime(entry.mtime);
+        self.metadata = Metadata::of(entry);
+        self.xattrs.retain(|(name, _)| *name != FILE_CAPABILITIES);
         self.add_xattrs(entry);
     }
 

@@ -11,15 +11,16 @@ use super::build::{Builder, Draft, DraftBody, DraftIndex, ROOT};
 use super::left_out::{LeftOut, Reason};
 use super::name::PATH_MAX;
 use super::{
-    Body, Directory, Dirent, Inode, InodeIndex, LayerTree, SparseFile, Text, XattrSet,
-    device_number,
+    Body, Directory, Dirent, Inode, InodeIndex, LayerTree, SparseFile, SparseHeaders, Text, Xattr,
+    XattrSet, device_number,
 };
 
-pub(super) fn finish(builder: Builder<'_>) -> LayerTree {
+pub(super) fn finish(builder: Builder<'_>, headers: &SparseHeaders) -> LayerTree {
     let (drafts, left_out) = builder.into_parts();
     let mut layout = Layout {
         numbers: vec![None; drafts.len()],
         drafts: &drafts,
+        headers,
         inodes: Vec::with_capacity(drafts.len()),
         dirents: Vec::with_capacity(drafts.len()),
         texts: Vec::new(),
@@ -39,6 +40,7 @@ pub(super) fn finish(builder: Builder<'_>) -> LayerTree {
 
 struct Layout<'b, 't> {
     drafts: &'b [Draft<'t>],
+    headers: &'b SparseHeaders,
     /// The number of each draft that has one.
     numbers: Vec<Option<InodeIndex>>,
     inodes: Vec<Inode>,
@@ -158,16 +160,6 @@ impl<'t> Layout<'_, 't> {
         if i64::try_from(entry.size).is_err() {
             return Err(Reason::Size);
         }
-        if !entry
-            .pax
-            .iter()
-            .any(|(key, _)| key.starts_with(b"GNU.sparse."))
-        {
-            return Ok(Body::Regular {
-                offset: entry.offset,
-                size: entry.size,
-            });
-        }
         let map = match entry.data() {
             FileData::Contiguous(range) => {
                 return Ok(Body::Regular {
@@ -181,6 +173,7 @@ impl<'t> Layout<'_, 't> {
         let number = u32::try_from(self.sparse.len()).map_err(|_| Reason::TooMany)?;
         self.sparse.push(SparseFile {
             entry: entry.clone(),
+            header: self.headers.get(&entry.offset).copied().unwrap_or_default(),
             map,
         });
         Ok(Body::Sparse(number))
@@ -190,7 +183,7 @@ impl<'t> Layout<'_, 't> {
         if draft.xattrs.is_empty() {
             return None;
         }
-        let mut set: Vec<(Box<[u8]>, Box<[u8]>)> = draft
+        let mut set: Vec<Xattr> = draft
             .xattrs
             .iter()
             .map(|&(name, value)| (name.into(), value.into()))

@@ -9,14 +9,8 @@ pub(crate) const PATH_MAX: usize = 4095;
 /// Begins a name that hides another (AUFS, taken over by the OCI layer format).
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
 
-/// Begins a name that is AUFS's own.
-const METADATA_PREFIX: &[u8] = b".wh..wh.";
-
 /// Hides whatever the layers below have in its directory.
 const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
-
-/// AUFS kept the data of hard links here.
-const LINK_DIRECTORY: &[u8] = b".wh..wh.plnk";
 
 /// What the last component of a member name says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,22 +64,6 @@ pub(crate) fn components(path: &[u8]) -> Vec<&[u8]> {
     components
 }
 
-/// Whether a cleaned name is AUFS's own bookkeeping and no part of the image.
-pub(crate) fn is_aufs_metadata(components: &[&[u8]]) -> bool {
-    match components {
-        [OPAQUE_MARKER] => false,
-        [first, ..] => first.starts_with(METADATA_PREFIX),
-        [] => false,
-    }
-}
-
-/// Whether a cleaned name lies where AUFS kept the data of hard links.
-pub(crate) fn is_aufs_link(components: &[&[u8]]) -> bool {
-    components
-        .first()
-        .is_some_and(|first| first.starts_with(LINK_DIRECTORY))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,14 +107,5 @@ mod tests {
         assert_eq!(Base::parse(b"a\0b"), Base::Invalid);
         assert_eq!(Base::parse(&[b'a'; 255]), Base::Name(&[b'a'; 255]));
         assert_eq!(Base::parse(b"\xff\xfe"), Base::Name(b"\xff\xfe"));
-    }
-
-    #[test]
-    fn aufs_bookkeeping_is_known_at_the_root_alone() {
-        assert!(is_aufs_metadata(&[b".wh..wh.aufs"]));
-        assert!(is_aufs_metadata(&[b".wh..wh.plnk", b"12.34"]));
-        assert!(!is_aufs_metadata(&[b".wh..wh..opq"]));
-        assert!(!is_aufs_metadata(&[b"usr", b".wh..wh.aufs"]));
-        assert!(!is_aufs_metadata(&[b".wh.a"]));
     }
 }

@@ -1,6 +1,5 @@
 //! Layers made for a test: a tar in memory, its table of contents, its bytes.
 
-use std::io::Cursor;
 use std::ops::Range;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -9,8 +8,8 @@ use std::sync::Arc;
 use fuse::content::{LayerContent, ReadReply};
 use fuse::{Layer, LayerTree};
 use tar::{EntryType, Header};
-use ztoc::toc::Timestamp;
-use ztoc::{Entry, EntryKind, Toc, UncompressedOffset};
+use ztoc::builder::{self, BuildOptions};
+use ztoc::{Compression, SpanSize, Toc, UncompressedOffset, Ztoc};
 
 /// The bytes of a tar in memory.
 pub(crate) struct TarContent(pub(crate) Arc<Vec<u8>>);
@@ -148,55 +147,15 @@ pub(crate) fn archive(members: &[Member]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-/// The table of contents of a tar, as the `tar` crate reads it.
+/// The table of contents of a tar, built and decoded as for any layer.
 pub(crate) fn toc(archive: &[u8]) -> Toc {
-    let mut reader = tar::Archive::new(Cursor::new(archive));
-    let mut entries = Vec::new();
-    for entry in reader.entries().unwrap() {
-        entries.push(toc_entry(&mut entry.unwrap()));
-    }
-    Toc::new(entries, archive.len() as u64).unwrap()
-}
-
-fn toc_entry(entry: &mut tar::Entry<'_, Cursor<&[u8]>>) -> Entry {
-    let mut pax: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
-    if let Some(records) = entry.pax_extensions().unwrap() {
-        for record in records {
-            let record = record.unwrap();
-            pax.push((record.key_bytes().to_vec(), record.value_bytes().to_vec()));
-        }
-    }
-    pax.sort();
-    let header = entry.header();
-    let kind = match header.entry_type() {
-        EntryType::Link => EntryKind::HardLink,
-        EntryType::Symlink => EntryKind::SymLink,
-        EntryType::Directory => EntryKind::Directory,
-        EntryType::Char => EntryKind::CharDevice,
-        EntryType::Block => EntryKind::BlockDevice,
-        EntryType::Fifo => EntryKind::Fifo,
-        _ => EntryKind::Regular,
+    let options = BuildOptions {
+        span_size: SpanSize::DEFAULT,
+        build_tool: "tests".to_owned(),
     };
-    let text = |text: Option<std::borrow::Cow<'_, [u8]>>| text.unwrap_or_default().into_owned();
-    Entry {
-        name: entry.path_bytes().into_owned(),
-        kind,
-        offset: UncompressedOffset(entry.raw_file_position()),
-        size: entry.size(),
-        link: text(entry.link_name_bytes()),
-        mode: i64::from(header.mode().unwrap()),
-        uid: u32::try_from(header.uid().unwrap()).unwrap(),
-        gid: u32::try_from(header.gid().unwrap()).unwrap(),
-        uname: Vec::new(),
-        gname: Vec::new(),
-        mtime: Some(Timestamp {
-            seconds: i64::try_from(header.mtime().unwrap()).unwrap(),
-            nanos: 0,
-        }),
-        dev_major: i64::from(header.device_major().ok().flatten().unwrap_or(0)),
-        dev_minor: i64::from(header.device_minor().ok().flatten().unwrap_or(0)),
-        pax,
-    }
+    let built = builder::build(Compression::Uncompressed, archive, &options).unwrap();
+    let ztoc = Ztoc::decode(&built.ztoc.encode()).unwrap();
+    ztoc.into_parts().0
 }
 
 /// The layer that `archive` is.

@@ -1,6 +1,7 @@
 //! Mounts that end with the test, however it ends.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use fuse::{Layer, MountOptions, Session, View};
@@ -78,6 +79,12 @@ impl Overlay {
 
     pub(crate) fn path(&self) -> &Path {
         &self.merged
+    }
+
+    /// Opens the way to the mount, which temporary directories close, to ordinary users.
+    pub(crate) fn let_everybody_in(&self) {
+        let everybody = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(self.directory.path(), everybody).unwrap();
     }
 
     pub(crate) fn upper(&self) -> PathBuf {

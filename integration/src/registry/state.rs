@@ -208,7 +208,7 @@ impl Contents {
         let manifests = repository.order.iter().filter_map(|digest| {
             let manifest = &repository.manifests[digest];
             let document: Value = serde_json::from_slice(&manifest.bytes).ok()?;
-            let refers = document["subject"]["digest"] == Value::from(subject);
+            let refers = document["subject"]["digest"] == *subject;
             refers.then(|| descriptor(digest, manifest, &document))
         });
         manifests.collect()

@@ -28,7 +28,10 @@ pub(super) struct CompressedHasher {
 
 impl CompressedHasher {
     pub(super) fn new(whole_blob: bool) -> Self {
-        Self { blob: whole_blob.then(Sha256::new), ..Self::default() }
+        Self {
+            blob: whole_blob.then(Sha256::new),
+            ..Self::default()
+        }
     }
 
     pub(super) fn take(&mut self, piece: &CompressedPiece) {
@@ -38,7 +41,11 @@ impl CompressedHasher {
         self.ahead.extend_from_slice(&piece.checkpoints);
         let end = self.position + piece.bytes.len() as u64;
         let mut bytes = piece.bytes.as_slice();
-        let reached = self.ahead.iter().take_while(|point| point.compressed.0 <= end).count();
+        let reached = self
+            .ahead
+            .iter()
+            .take_while(|point| point.compressed.0 <= end)
+            .count();
         for point in self.ahead.drain(..reached).collect::<Vec<_>>() {
             let distance = point.compressed.0.saturating_sub(self.position);
             let len = usize::try_from(distance).map_or(bytes.len(), |len| len.min(bytes.len()));
@@ -65,16 +72,20 @@ impl CompressedHasher {
             next.update([self.last_byte]);
         }
         if let Some(span) = self.span.replace(next) {
-            self.digests.push(Digest::from_bytes(span.finalize().into()));
+            self.digests
+                .push(Digest::from_bytes(span.finalize().into()));
         }
     }
 
     /// The digests of the blob, if it was wanted, and of each span.
     pub(super) fn finish(mut self) -> (Option<Digest>, Vec<Digest>) {
         if let Some(span) = self.span {
-            self.digests.push(Digest::from_bytes(span.finalize().into()));
+            self.digests
+                .push(Digest::from_bytes(span.finalize().into()));
         }
-        let blob = self.blob.map(|blob| Digest::from_bytes(blob.finalize().into()));
+        let blob = self
+            .blob
+            .map(|blob| Digest::from_bytes(blob.finalize().into()));
         (blob, self.digests)
     }
 }

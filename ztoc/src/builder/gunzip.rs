@@ -136,7 +136,9 @@ impl<'s, R: Read> Gunzip<'s, R> {
                 return Err(self.cut_off());
             }
         }
-        let trailer = self.input.bytes()[..TRAILER_LEN].try_into().expect("that many are there");
+        let trailer = self.input.bytes()[..TRAILER_LEN]
+            .try_into()
+            .expect("that many are there");
         self.output.end_member(Trailer::parse(trailer))?;
         self.input.release(TRAILER_LEN);
         Ok(())
@@ -165,7 +167,8 @@ impl<'s, R: Read> Gunzip<'s, R> {
     fn fill(&mut self) -> Result<bool, Halt> {
         let bytes = self.input.released().to_vec();
         let checkpoints = std::mem::take(&mut self.untold);
-        self.sinks.compressed(CompressedPiece { bytes, checkpoints })?;
+        self.sinks
+            .compressed(CompressedPiece { bytes, checkpoints })?;
         Ok(self.input.fill()?)
     }
 

@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, Read};
 
 /// How much is read at once.
-const CHUNK_LEN: usize = 1 << 20;
+const CHUNK_LEN: usize = 256 << 10;
 
 /// A reader with the bytes that have been read and are still needed.
 #[derive(Debug)]
@@ -19,7 +19,13 @@ pub(super) struct Input<R> {
 
 impl<R: Read> Input<R> {
     pub(super) fn new(reader: R) -> Self {
-        Self { reader, buffer: Vec::new(), used: 0, end: 0, ended: false }
+        Self {
+            reader,
+            buffer: Vec::new(),
+            used: 0,
+            end: 0,
+            ended: false,
+        }
     }
 
     /// What has been read and not released.

@@ -8,7 +8,7 @@ use crate::checkpoint::WINDOW_LEN;
 use crate::gzip::Trailer;
 
 /// Output per buffer.
-const PIECE_LEN: usize = 1 << 20;
+const PIECE_LEN: usize = 256 << 10;
 
 /// Ends of members that one piece may tell of.
 const MAX_MEMBERS: usize = 1 << 14;
@@ -69,7 +69,11 @@ impl<'s> Output<'s> {
 
     pub(super) fn end_member(&mut self, trailer: Trailer) -> Result<(), Halt> {
         self.members.push((self.position(), trailer));
-        if self.members.len() < MAX_MEMBERS { Ok(()) } else { self.flush() }
+        if self.members.len() < MAX_MEMBERS {
+            Ok(())
+        } else {
+            self.flush()
+        }
     }
 
     /// Hands on what there is, and goes on in another buffer.
@@ -91,7 +95,10 @@ impl<'s> Output<'s> {
 
     /// A buffer that the other side is done with, or a new one.
     fn free_buffer(&mut self) -> Vec<u8> {
-        let free = self.lent.iter().position(|buffer| Arc::strong_count(buffer) == 1);
+        let free = self
+            .lent
+            .iter()
+            .position(|buffer| Arc::strong_count(buffer) == 1);
         free.and_then(|index| Arc::try_unwrap(self.lent.swap_remove(index)).ok())
             .unwrap_or_else(|| vec![0; WINDOW_LEN + PIECE_LEN])
     }

@@ -81,7 +81,8 @@ impl VerifiedSpan<'_> {
     }
 
     fn inflate_gzip(&self, buffer: &mut SpanBuffer, len: usize) -> Result<(), InflateError> {
-        self.table.write_window(self.id, &mut buffer.bytes[..WINDOW_LEN]);
+        self.table
+            .write_window(self.id, &mut buffer.bytes[..WINDOW_LEN]);
         let mut input = self.bytes;
         let mut cursor = Cursor::at_bit(match self.table.checkpoint(self.id).bits {
             0 => 0,
@@ -111,5 +112,8 @@ impl VerifiedSpan<'_> {
 }
 
 fn ends_early(pos: usize, len: usize) -> InflateError {
-    InflateError::EndsEarly { decoded: (pos - WINDOW_LEN) as u64, expected: len as u64 }
+    InflateError::EndsEarly {
+        decoded: (pos - WINDOW_LEN) as u64,
+        expected: len as u64,
+    }
 }

@@ -38,9 +38,8 @@ impl Header {
     /// `Err` says what is wrong.
     pub(super) fn parse(block: &Block) -> Result<Self, &'static str> {
         let format = format(block).ok_or("the checksum does not match")?;
-        let number = |from: usize, len| {
-            numeric(&block[from..from + len]).ok_or("a field is not a number")
-        };
+        let number =
+            |from: usize, len| numeric(&block[from..from + len]).ok_or("a field is not a number");
         let mut header = Self {
             format,
             typeflag: block[156],
@@ -75,20 +74,18 @@ impl Header {
 
 /// What goes in front of the name.
 fn prefix(format: Format, block: &Block) -> Result<&[u8], &'static str> {
-    let time = |at: usize| numeric(&block[at..at + 12]);
-    let optional_time = |at: usize| if block[at] == 0 { Some(0) } else { time(at) };
+    let is_time = |at: usize| numeric(&block[at..at + 12]).is_some();
+    let is_time_or_unset = |at: usize| block[at] == 0 || is_time(at);
     match format {
         Format::V7 => Ok(&[]),
         Format::Ustar => Ok(text(&block[345..500])),
-        Format::Star => time(476)
-            .and(time(488))
-            .map(|_| text(&block[345..476]))
-            .ok_or("a time is not a number"),
+        Format::Star if is_time(476) && is_time(488) => Ok(text(&block[345..476])),
+        Format::Star => Err("a time is not a number"),
+        Format::Gnu if is_time_or_unset(345) && is_time_or_unset(357) => Ok(&[]),
         // Go before 1.8 wrote a prefix where GNU has times.
-        Format::Gnu => match optional_time(345).and(optional_time(357)) {
-            None if text(&block[345..500]).is_ascii() => Ok(text(&block[345..500])),
-            _ => Ok(&[]),
-        },
+        Format::Gnu => Ok(Some(text(&block[345..500]))
+            .filter(|text| text.is_ascii())
+            .unwrap_or_default()),
     }
 }
 
@@ -97,16 +94,24 @@ fn format(block: &Block) -> Option<Format> {
     let stated = octal(&block[148..156])?;
     let unsigned = |sum: i64, byte: u8| sum + i64::from(byte);
     let signed = |sum: i64, byte: u8| sum + i64::from(byte.cast_signed());
-    let bytes = || block[..148].iter().chain(&[b' '; 8]).chain(&block[156..]).copied();
+    let bytes = || {
+        block[..148]
+            .iter()
+            .chain(&[b' '; 8])
+            .chain(&block[156..])
+            .copied()
+    };
     if stated != bytes().fold(0, unsigned) && stated != bytes().fold(0, signed) {
         return None;
     }
-    Some(match (&block[257..263], &block[263..265], &block[508..512]) {
-        (b"ustar\0", _, b"tar\0") => Format::Star,
-        (b"ustar\0", _, _) => Format::Ustar,
-        (b"ustar ", b" \0", _) => Format::Gnu,
-        _ => Format::V7,
-    })
+    Some(
+        match (&block[257..263], &block[263..265], &block[508..512]) {
+            (b"ustar\0", _, b"tar\0") => Format::Star,
+            (b"ustar\0", _, _) => Format::Ustar,
+            (b"ustar ", b" \0", _) => Format::Gnu,
+            _ => Format::V7,
+        },
+    )
 }
 
 /// The bytes before the first NUL.
@@ -123,7 +128,8 @@ pub(super) fn numeric(field: &[u8]) -> Option<i64> {
     let invert = if first & 0x40 != 0 { 0xff } else { 0 };
     let start = i64::from((first ^ invert) & 0x7f);
     let magnitude = rest.iter().try_fold(start, |sum, byte| {
-        sum.checked_mul(256).map(|sum| sum | i64::from(byte ^ invert))
+        sum.checked_mul(256)
+            .map(|sum| sum | i64::from(byte ^ invert))
     })?;
     Some(if invert == 0 { magnitude } else { !magnitude })
 }
@@ -135,10 +141,12 @@ fn octal(field: &[u8]) -> Option<i64> {
         return Some(0);
     };
     let end = field.iter().rposition(|byte| !padding(byte))?;
-    text(&field[start..=end]).iter().try_fold(0_i64, |sum, digit| match digit {
-        b'0'..=b'7' => sum.checked_mul(8).map(|sum| sum | i64::from(digit - b'0')),
-        _ => None,
-    })
+    text(&field[start..=end])
+        .iter()
+        .try_fold(0_i64, |sum, digit| match digit {
+            b'0'..=b'7' => sum.checked_mul(8).map(|sum| sum | i64::from(digit - b'0')),
+            _ => None,
+        })
 }
 
 #[cfg(test)]

@@ -39,7 +39,10 @@ impl Extended {
             b'K' => self.long_link = text(data).to_vec(),
             _ => {
                 records()?;
-                *self = Self { begun: true, ..Self::default() };
+                *self = Self {
+                    begun: true,
+                    ..Self::default()
+                };
             }
         }
         Ok(())
@@ -104,7 +107,10 @@ fn kind(header: &Header) -> Result<EntryKind, TarErrorReason> {
         0 | b'0' | b'7' | b'S' => EntryKind::Regular,
         typeflag => {
             let name = String::from_utf8_lossy(&header.name).into_owned();
-            return Err(TarErrorReason::Type { name, typeflag: char::from(typeflag) });
+            return Err(TarErrorReason::Type {
+                name,
+                typeflag: char::from(typeflag),
+            });
         }
     })
 }

@@ -20,7 +20,7 @@ pub(super) fn parse(mut data: &[u8]) -> Result<Records, &'static str> {
         let (key, value, rest) = record(data).ok_or("a PAX record is malformed")?;
         data = rest;
         if key == sparse::OFFSET || key == sparse::NUM_BYTES {
-            let in_turn = (map.len() % 2 == 0) == (key == sparse::OFFSET);
+            let in_turn = map.len().is_multiple_of(2) == (key == sparse::OFFSET);
             if !in_turn || value.contains(&b',') {
                 return Err("the sparse records are out of order");
             }
@@ -87,13 +87,22 @@ fn time(text: &[u8]) -> Option<Timestamp> {
         return None;
     }
     let digits = fraction.iter().map(|digit| u32::from(digit - b'0'));
-    let nanos = digits.chain(std::iter::repeat(0)).take(9).fold(0, |sum, digit| sum * 10 + digit);
+    let nanos = digits
+        .chain(std::iter::repeat(0))
+        .take(9)
+        .fold(0, |sum, digit| sum * 10 + digit);
     let number = sparse::decimal(seconds)?;
     if seconds.starts_with(b"-") && nanos > 0 {
         let seconds = number.checked_sub(1)?;
-        return Some(Timestamp { seconds, nanos: 1_000_000_000 - nanos });
+        return Some(Timestamp {
+            seconds,
+            nanos: 1_000_000_000 - nanos,
+        });
     }
-    Some(Timestamp { seconds: number, nanos })
+    Some(Timestamp {
+        seconds: number,
+        nanos,
+    })
 }
 
 #[cfg(test)]
@@ -112,7 +121,14 @@ mod tests {
 
     #[test]
     fn a_record_whose_length_is_wrong_is_refused() {
-        for data in ["7 a=one\n", "9 a=one\n", "0 a=one\n", "-8 a=one\n", "a=one\n", "8 =aone\n"] {
+        for data in [
+            "7 a=one\n",
+            "9 a=one\n",
+            "0 a=one\n",
+            "-8 a=one\n",
+            "a=one\n",
+            "8 =aone\n",
+        ] {
             assert!(parse(data.as_bytes()).is_err(), "{data:?}");
         }
     }

@@ -80,12 +80,16 @@ pub(super) fn stated_size(pax: &Records) -> Result<Option<i64>, SparseError> {
     if text.is_empty() {
         return Ok(None);
     }
-    decimal(text).map(Some).ok_or(SparseError("the size is not a number"))
+    decimal(text)
+        .map(Some)
+        .ok_or(SparseError("the size is not a number"))
 }
 
 /// Records that tell a map: what makes an old GNU sparse member readable from a zTOC alone.
 pub(super) fn to_pax(regions: &[Region], size: u64) -> [(Vec<u8>, Vec<u8>); 5] {
-    let numbers = regions.iter().flat_map(|region| [region.offset, region.len]);
+    let numbers = regions
+        .iter()
+        .flat_map(|region| [region.offset, region.len]);
     let map: Vec<String> = numbers.map(|number| number.to_string()).collect();
     [
         (MAJOR.to_vec(), b"0".to_vec()),
@@ -99,10 +103,14 @@ pub(super) fn to_pax(regions: &[Region], size: u64) -> [(Vec<u8>, Vec<u8>); 5] {
 fn parse_pax_map(pax: &Records) -> Result<Vec<Region>, SparseError> {
     let blocks = decimal(record(pax, NUM_BLOCKS)).ok_or(SparseError("no number of blocks"))?;
     let text = record(pax, MAP);
-    let mut numbers = text.split(|byte| *byte == b',').filter(|_| !text.is_empty());
+    let mut numbers = text
+        .split(|byte| *byte == b',')
+        .filter(|_| !text.is_empty());
     let mut regions = Vec::new();
     while let Some(offset) = numbers.next() {
-        let len = numbers.next().ok_or(SparseError("an offset without a length"))?;
+        let len = numbers
+            .next()
+            .ok_or(SparseError("an offset without a length"))?;
         regions.push(region(offset, len)?);
     }
     if usize::try_from(blocks) != Ok(regions.len()) {
@@ -130,7 +138,10 @@ pub(crate) fn validate(regions: &[Region], size: u64) -> Result<(), SparseError>
         if region.offset < end {
             return Err(SparseError("its regions overlap or are out of order"));
         }
-        end = region.offset.checked_add(region.len).ok_or(SparseError("a region overflows"))?;
+        end = region
+            .offset
+            .checked_add(region.len)
+            .ok_or(SparseError("a region overflows"))?;
         if end > size {
             return Err(SparseError("a region ends behind the file"));
         }
@@ -196,7 +207,9 @@ pub(crate) fn parse_map_before(area: &[u8]) -> Result<Vec<Region>, SparseError> 
     let blocks = area.rchunks_exact(512);
     let len = 512 * blocks.take_while(|block| block.iter().all(is_text)).count();
     if len == area.len() {
-        return Err(SparseError("its beginning is not within the bytes in front of the data"));
+        return Err(SparseError(
+            "its beginning is not within the bytes in front of the data",
+        ));
     }
     let map = &area[area.len() - len..];
     let mut ends = map.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
@@ -280,7 +293,7 @@ mod tests {
             }
             prop_assert_eq!(reader.push(last).unwrap(), Some(regions.clone()));
             let area = [&[b'h'; 1024][..], &text].concat();
-            prop_assert_eq!(parse_map_before(&area).unwrap(), regions.clone());
+            prop_assert_eq!(&parse_map_before(&area).unwrap(), &regions);
             let pax = to_pax(&regions, end);
             prop_assert_eq!(from_pax(&pax, end), Ok(SparseMap::Regions(regions)));
         }

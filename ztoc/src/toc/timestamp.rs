@@ -40,7 +40,10 @@ impl Timestamp {
         let text = std::str::from_utf8(text).ok()?;
         let time = OffsetDateTime::parse(text, &Rfc3339).ok()?;
         let time = time.checked_to_offset(UtcOffset::UTC)?;
-        Some(Self { seconds: time.unix_timestamp(), nanos: time.nanosecond() })
+        Some(Self {
+            seconds: time.unix_timestamp(),
+            nanos: time.nanosecond(),
+        })
     }
 }
 
@@ -59,13 +62,40 @@ mod tests {
 
     #[test]
     fn years_that_need_five_digits_or_a_sign_have_no_text() {
-        let last = Timestamp { seconds: 253_402_300_799, nanos: 999_999_999 };
+        let last = Timestamp {
+            seconds: 253_402_300_799,
+            nanos: 999_999_999,
+        };
         assert_eq!(last.to_rfc3339().unwrap(), "9999-12-31T23:59:59.999999999Z");
-        assert_eq!(Timestamp { seconds: last.seconds + 1, nanos: 0 }.to_rfc3339(), None);
-        let first = Timestamp { seconds: -62_167_219_200, nanos: 0 };
+        assert_eq!(
+            Timestamp {
+                seconds: last.seconds + 1,
+                nanos: 0
+            }
+            .to_rfc3339(),
+            None
+        );
+        let first = Timestamp {
+            seconds: -62_167_219_200,
+            nanos: 0,
+        };
         assert_eq!(first.to_rfc3339().unwrap(), "0000-01-01T00:00:00Z");
-        assert_eq!(Timestamp { seconds: first.seconds - 1, nanos: 0 }.to_rfc3339(), None);
-        assert_eq!(Timestamp { seconds: i64::MIN, nanos: 0 }.to_rfc3339(), None);
+        assert_eq!(
+            Timestamp {
+                seconds: first.seconds - 1,
+                nanos: 0
+            }
+            .to_rfc3339(),
+            None
+        );
+        assert_eq!(
+            Timestamp {
+                seconds: i64::MIN,
+                nanos: 0
+            }
+            .to_rfc3339(),
+            None
+        );
     }
 
     proptest! {

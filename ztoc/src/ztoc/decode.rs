@@ -20,11 +20,20 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Ztoc, DecodeError> {
     let root = reader.root()?;
     let compressed_size = size(&root, 2, "compressed size")?;
     let uncompressed_size = size(&root, 3, "uncompressed size")?;
-    let info = root.table(5)?.ok_or(DecodeError::Missing("compression information"))?;
+    let info = root
+        .table(5)?
+        .ok_or(DecodeError::Missing("compression information"))?;
     let digests = digests(info.vector(2)?)?;
-    let spans =
-        SpanTable::new(zinfo(&info)?, digests, info.i32(1)?, compressed_size, uncompressed_size)?;
-    let toc = root.table(4)?.ok_or(DecodeError::Missing("table of contents"))?;
+    let spans = SpanTable::new(
+        zinfo(&info)?,
+        digests,
+        info.i32(1)?,
+        compressed_size,
+        uncompressed_size,
+    )?;
+    let toc = root
+        .table(4)?
+        .ok_or(DecodeError::Missing("table of contents"))?;
     Ok(Ztoc {
         version: root.bytes(0)?.to_vec(),
         build_tool: root.bytes(1)?.to_vec(),
@@ -51,7 +60,10 @@ fn digests(texts: OffsetVector<'_, '_>) -> Result<Vec<Digest>, DecodeError> {
     let mut digests = Vec::with_capacity(texts.len());
     for (span, text) in texts.strings().enumerate() {
         let text = String::from_utf8_lossy(text?);
-        digests.push(text.parse().map_err(|source| DecodeError::SpanDigest { span, source })?);
+        digests.push(
+            text.parse()
+                .map_err(|source| DecodeError::SpanDigest { span, source })?,
+        );
     }
     Ok(digests)
 }
@@ -63,7 +75,11 @@ fn entries(tables: OffsetVector<'_, '_>) -> Result<Vec<Entry>, DecodeError> {
         let name = table.bytes(0)?.to_vec();
         let entry = entry(&table, name)?.map_err(|(name, source)| {
             let name = String::from_utf8_lossy(&name).chars().take(200).collect();
-            DecodeError::Entry { index, name, source }
+            DecodeError::Entry {
+                index,
+                name,
+                source,
+            }
         })?;
         entries.push(entry);
     }
@@ -76,12 +92,19 @@ type Checked = Result<Entry, (Vec<u8>, EntryError)>;
 fn entry(table: &Table<'_, '_>, name: Vec<u8>) -> Result<Checked, WireError> {
     let (kind_text, offset, size) = (table.bytes(1)?, table.i64(2)?, table.i64(3)?);
     let Some(kind) = EntryKind::from_text(kind_text) else {
-        let text = String::from_utf8_lossy(kind_text).chars().take(20).collect();
+        let text = String::from_utf8_lossy(kind_text)
+            .chars()
+            .take(20)
+            .collect();
         return Ok(Err((name, EntryError::Kind(text))));
     };
     let (Ok(unsigned_offset), Ok(unsigned_size)) = (u64::try_from(offset), u64::try_from(size))
     else {
-        let (field, value) = if offset < 0 { ("offset", offset) } else { ("size", size) };
+        let (field, value) = if offset < 0 {
+            ("offset", offset)
+        } else {
+            ("size", size)
+        };
         return Ok(Err((name, EntryError::Number { field, value })));
     };
     Ok(Ok(Entry {
@@ -102,8 +125,10 @@ fn entry(table: &Table<'_, '_>, name: Vec<u8>) -> Result<Checked, WireError> {
     }))
 }
 
+type Records = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// Records by key, ascending; of several with one key the last.
-fn pax(tables: OffsetVector<'_, '_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, WireError> {
+fn pax(tables: OffsetVector<'_, '_>) -> Result<Records, WireError> {
     let mut records = Vec::with_capacity(tables.len());
     for table in tables.tables() {
         let table = table?;

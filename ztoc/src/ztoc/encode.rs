@@ -28,7 +28,11 @@ pub(super) fn encode(ztoc: &Ztoc) -> Vec<u8> {
     put(&mut builder, 1, build_tool);
     put(&mut builder, 4, toc);
     put_number(&mut builder, 2, ztoc.spans.compressed_size().cast_signed());
-    put_number(&mut builder, 3, ztoc.spans.uncompressed_size().cast_signed());
+    put_number(
+        &mut builder,
+        3,
+        ztoc.spans.uncompressed_size().cast_signed(),
+    );
     put(&mut builder, 5, info);
     let root = builder.end_table(table);
     builder.finish_minimal(root);
@@ -56,7 +60,12 @@ fn put_number<T: Push + PartialEq + Default>(builder: &mut Builder, id: u16, val
 }
 
 fn toc(builder: &mut Builder, toc: &Toc) -> TableOffset {
-    let mut entries: Vec<_> = toc.entries().iter().rev().map(|e| entry(builder, e)).collect();
+    let mut entries: Vec<_> = toc
+        .entries()
+        .iter()
+        .rev()
+        .map(|e| entry(builder, e))
+        .collect();
     entries.reverse();
     let entries = builder.create_vector(&entries);
     let table = builder.start_table();
@@ -65,7 +74,10 @@ fn toc(builder: &mut Builder, toc: &Toc) -> TableOffset {
 }
 
 fn entry(builder: &mut Builder, entry: &Entry) -> TableOffset {
-    let mtime = entry.mtime.and_then(Timestamp::to_rfc3339).unwrap_or_default();
+    let mtime = entry
+        .mtime
+        .and_then(Timestamp::to_rfc3339)
+        .unwrap_or_default();
     let name = builder.create_byte_string(&entry.name);
     let kind = builder.create_byte_string(entry.kind.text().as_bytes());
     let link = builder.create_byte_string(&entry.link);

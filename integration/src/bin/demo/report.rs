@@ -1,7 +1,8 @@
 //! What was measured, as a table and as JSON.
 
 use std::fmt;
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -118,7 +119,9 @@ fn megabytes(bytes: u64) -> f64 {
     bytes as f64 / 1e6
 }
 
-/// A line that says what is happening.
+/// A line that says what is happening, and how long after the first of them.
 pub(crate) fn progress(what: &str) {
-    eprintln!("demo: {what}");
+    static START: OnceLock<Instant> = OnceLock::new();
+    let elapsed = START.get_or_init(Instant::now).elapsed();
+    eprintln!("demo: {:>4} s  {what}", elapsed.as_secs());
 }

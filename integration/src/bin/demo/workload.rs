@@ -41,6 +41,7 @@ pub(crate) fn publish(scratch: &Scratch, registry: &DockerRegistry) -> Result<Wo
         )
     };
     let scripts = [
+        ("tools", install("ca-certificates curl git")),
         ("python", install("python3")),
         ("numpy", install("python3-numpy")),
         (
