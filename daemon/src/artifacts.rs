@@ -133,7 +133,7 @@ impl Artifacts {
                 other => all.extend(other.map_err(failed(&path))?),
             }
         }
-        all.sort_by(|a, b| (b.created_at, b.digest).cmp(&(a.created_at, a.digest)));
+        all.sort_by_key(|it| std::cmp::Reverse((it.created_at, it.digest)));
         Ok(all)
     }
 
