@@ -190,6 +190,21 @@ impl View {
         }
     }
 
+    /// The path of `name` in the directory `id`, or of `id` itself if `name` is empty.
+    pub(crate) fn path_for_log(&self, id: INodeNo, name: &[u8]) -> Vec<u8> {
+        let node = self.node(id).ok();
+        let mut names = node.map_or_else(Vec::new, |node| {
+            self.layer(node).tree.search_path(node.inode)
+        });
+        names.push(name);
+        let mut path = Vec::new();
+        for name in names.into_iter().filter(|name| !name.is_empty()) {
+            path.push(b'/');
+            path.extend_from_slice(name);
+        }
+        path
+    }
+
     /// All names of the directory that goes by `node`.
     pub(crate) fn listing(&self, directory: &MergedDirectory) -> Arc<Listing> {
         let node = directory.node();

@@ -290,6 +290,29 @@ impl LayerTree {
         names
     }
 
+    /// A path of `index`, one of several if it is hard-linked, found by looking through all names.
+    pub(crate) fn search_path(&self, index: InodeIndex) -> Vec<&[u8]> {
+        if self.directory(index).is_some() {
+            return self.path(index);
+        }
+        let Some(at) = self.dirents.iter().position(|dirent| dirent.inode == index) else {
+            return Vec::new();
+        };
+        let indexes = (0..).map(InodeIndex).take(self.inodes.len());
+        let mut directories = indexes.filter(|&index| {
+            let run = self
+                .directory(index)
+                .map(|found| self.dirent_numbers(found));
+            run.is_some_and(|run| (run.start as usize..run.end as usize).contains(&at))
+        });
+        let mut path = directories
+            .next()
+            .map(|index| self.path(index))
+            .unwrap_or_default();
+        path.push(self.name(&self.dirents[at]));
+        path
+    }
+
     /// The extended attributes of `inode`.
     pub(crate) fn xattrs(&self, inode: &Inode) -> &[Xattr] {
         match inode.xattrs {

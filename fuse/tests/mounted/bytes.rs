@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fuse::content::{LayerContent, ReadError, ReadReply};
-use fuse::{Layer, LayerTree};
+use fuse::{Layer, LayerTree, Operation};
 use tempfile::TempDir;
 use ztoc::UncompressedOffset;
 
@@ -174,7 +174,10 @@ fn read_with(answer: fn(ReadReply)) -> io::Result<Vec<u8>> {
         }],
         false,
     );
-    fs::read(view.path().join("f"))
+    let outcome = fs::read(view.path().join("f"));
+    let counters = view.session.counters();
+    assert!(counters.failures(Operation::Read) > 0 && counters.read_bytes() == 0);
+    outcome
 }
 
 #[test]
