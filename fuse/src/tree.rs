@@ -336,6 +336,12 @@ impl LayerTree {
         &self.sparse[number as usize]
     }
 
+    /// The directories that have no entry of their own; the root is no such.
+    pub(crate) fn implied_directories(&self) -> impl Iterator<Item = InodeIndex> {
+        let indexes = (0..).map(InodeIndex).take(self.inodes.len()).skip(1);
+        indexes.filter(|index| self.directory(*index).is_some_and(|found| found.implied))
+    }
+
     /// The inodes that are hard links into lower layers, with their targets.
     pub(crate) fn lower_links(&self) -> impl Iterator<Item = (InodeIndex, &[u8])> {
         let indexes: Range<u32> = 0..u32::try_from(self.inodes.len()).unwrap_or(u32::MAX);
