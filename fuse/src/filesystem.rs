@@ -248,7 +248,9 @@ impl Filesystem for ViewFilesystem {
                     reply.data(bytes);
                 }
                 Err(error) => {
-                    counters.failed(Operation::Read);
+                    if error.is_failure() {
+                        counters.failed(Operation::Read);
+                    }
                     tracing::debug!(ino = ino.0, offset, size, %error, "read failed");
                     reply.error(error.into());
                 }

@@ -194,6 +194,28 @@ fn a_reply_that_is_dropped_short_or_an_error_fails_the_read_and_never_shortens_i
 }
 
 #[test]
+fn a_panic_over_a_read_fails_that_read_alone() {
+    let data = pattern(5000);
+    let tar = archive(&[Member::file("bad", &data), Member::file("good", &data)]);
+    let good = toc(&tar).entries()[1].offset.0;
+    struct Panicking(Vec<u8>, u64);
+    impl LayerContent for Panicking {
+        fn read(&self, range: Range<UncompressedOffset>, reply: ReadReply) {
+            assert!(range.start.0 >= self.1, "as the test wants it");
+            reply.data(&self.0[range.start.0 as usize..range.end.0 as usize]);
+        }
+    }
+    let tree = Arc::new(LayerTree::new(toc(&tar)));
+    let content = Arc::new(Panicking(tar, good));
+    let view = MountedView::new(vec![Layer { tree, content }], false);
+    for _ in 0..5 {
+        let outcome = fs::read(view.path().join("bad"));
+        assert_eq!(outcome.unwrap_err().raw_os_error(), Some(5));
+    }
+    assert!(fs::read(view.path().join("good")).unwrap() == data);
+}
+
+#[test]
 fn a_failed_read_is_tried_again() {
     let data = pattern(5000);
     let tar = archive(&[Member::file("f", &data)]);
