@@ -9,6 +9,10 @@ pub trait LayerContent: Send + Sync + 'static {
     /// Reads `range`. What is local is answered before this returns, on the calling FUSE thread;
     /// for anything else `reply` moves elsewhere and this returns at once: it never waits for a
     /// network, a runtime or a lock held over I/O.
+    ///
+    /// Every reply must come in the end: a reader cannot be killed while it waits for one, and a
+    /// container with such a reader cannot be stopped. (The kernel tells of killed readers by
+    /// FUSE_INTERRUPT, which fuser does not know.)
     fn read(&self, range: Range<UncompressedOffset>, reply: ReadReply);
 }
 
