@@ -14,8 +14,10 @@ use ztoc::Digest;
 
 use crate::registry::Descriptor;
 
+mod containerd;
 mod layout;
 
+pub use containerd::ContainerdStore;
 pub use layout::OciLayoutStore;
 
 /// Labels of a piece of content; containerd's garbage collector follows them.

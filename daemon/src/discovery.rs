@@ -1,19 +1,33 @@
 //! Discovery: which SOCI index belongs to an image, and its zTOCs.
 //!
-//! In order: the index named by a label, the v2 annotation on the image manifest, v1 referrers.
+//! In order: the index named by a label, the v2 annotation on the image manifest, v1 referrers. The
+//! content store is asked before the registry. What was found is remembered as long as there is
+//! room; that nothing was found, or that asking failed, only for seconds.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use lru::LruCache;
+use parking_lot::Mutex;
 use ztoc::Digest;
 
-use crate::content::{ContentStore, StoreError};
+use crate::content::ContentStore;
+use crate::registry::flight::Flights;
 use crate::registry::{Reference, Registry, RegistryError};
 use crate::snapshot::images::NotLazy;
 
+mod artifacts;
 mod index;
 
-pub use index::{IndexError, SociIndex, ZtocRef};
+use artifacts::Artifacts;
+pub use artifacts::MAX_ZTOC_SIZE;
+pub use index::{IndexError, SociIndex, V1_ARTIFACT_TYPE, V2_ARTIFACT_TYPE, ZtocRef};
+
+/// For how long a failure is answered again without asking.
+const FAILURE_LIFETIME: Duration = Duration::from_secs(5);
+const REMEMBERED: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 
 /// Which generations of SOCI indexes are looked for (`[pull_modes]`). An index named by a
 /// label is used in any case.
@@ -48,10 +62,20 @@ pub struct ImageQuery {
 /// Finds and fetches SOCI artifacts. Clones share what was found.
 #[derive(Debug, Clone)]
 pub struct Discovery {
-    registry: Registry,
-    store: Arc<dyn ContentStore>,
-    modes: Modes,
+    inner: Arc<Inner>,
 }
+
+#[derive(Debug)]
+struct Inner {
+    artifacts: Artifacts,
+    modes: Modes,
+    flights: Flights<Key, Outcome>,
+    remembered: Mutex<LruCache<Key, (Outcome, Instant)>>,
+}
+
+/// What is asked for: host, repository, the manifest or named index, and whether it is the latter.
+type Key = (String, String, Digest, bool);
+type Outcome = Result<Arc<SociIndex>, DiscoveryError>;
 
 /// Why there is no index or zTOC.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -63,12 +87,20 @@ pub enum DiscoveryError {
     /// v1 and v2 are switched off and no index was named.
     #[error("lazy loading is switched off in the configuration")]
     Disabled,
+    /// Neither an image manifest nor an index is known by digest.
+    #[error("the digest of the image manifest is not known")]
+    NoManifest,
     /// The registry failed.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// The content store failed.
-    #[error("content store: {0}")]
-    Store(#[source] Arc<StoreError>),
+    /// The image manifest cannot be read.
+    #[error("image manifest {digest}: {detail}")]
+    Manifest {
+        /// The manifest.
+        digest: Digest,
+        /// What is wrong.
+        detail: String,
+    },
     /// The index is not what it should be.
     #[error("SOCI index {digest}: {error}")]
     Index {
@@ -77,12 +109,12 @@ pub enum DiscoveryError {
         /// What is wrong.
         error: IndexError,
     },
-    /// A zTOC is larger than accepted.
-    #[error("zTOC {digest} has {size} bytes, more than the {limit} accepted")]
-    ZtocTooLarge {
+    /// A zTOC is not as large as its index says, or larger than accepted.
+    #[error("zTOC {digest} has {size} bytes, {limit} are right")]
+    ZtocSize {
         /// The zTOC.
         digest: Digest,
-        /// Its size by the index.
+        /// Its size, by the index or as received.
         size: u64,
         /// What is accepted.
         limit: u64,
@@ -94,6 +126,9 @@ impl From<DiscoveryError> for NotLazy {
         match error {
             DiscoveryError::NoIndex => Self::NoIndex,
             DiscoveryError::Disabled => Self::Disabled,
+            DiscoveryError::NoManifest => Self::Labels {
+                label: "containerd.io/snapshot/cri.manifest-digest",
+            },
             error => Self::Artifact {
                 detail: error.to_string(),
             },
@@ -105,17 +140,49 @@ impl Discovery {
     /// Looks in `store` before `registry`, and keeps in `store` what it fetched.
     pub fn new(registry: Registry, store: Arc<dyn ContentStore>, modes: Modes) -> Self {
         Self {
-            registry,
-            store,
-            modes,
+            inner: Arc::new(Inner {
+                artifacts: Artifacts::new(registry, store),
+                modes,
+                flights: Flights::new(),
+                remembered: Mutex::new(LruCache::new(REMEMBERED)),
+            }),
         }
     }
 
     /// The image's SOCI index. Asked once per image at a time; an index found is remembered, a
     /// failure only for seconds.
     pub async fn find(&self, query: &ImageQuery) -> Result<Arc<SociIndex>, DiscoveryError> {
-        let _ = (query, &self.registry, &self.store, self.modes);
-        todo!()
+        let (digest, named) = match (query.index, query.manifest.or_else(|| query.image.digest())) {
+            (Some(index), _) => (index, true),
+            _ if !self.inner.modes.v1 && !self.inner.modes.v2 => {
+                return Err(DiscoveryError::Disabled);
+            }
+            (None, Some(manifest)) => (manifest, false),
+            (None, None) => return Err(DiscoveryError::NoManifest),
+        };
+        let image = &query.image;
+        let key = (
+            image.host().to_owned(),
+            image.repository().to_owned(),
+            digest,
+            named,
+        );
+        if let Some(outcome) = self.inner.recall(&key) {
+            return outcome;
+        }
+        let (inner, image) = (self.inner.clone(), image.clone());
+        let search = async move {
+            let outcome = inner.search(&image, digest, named).await;
+            inner.remember(key, &outcome);
+            outcome
+        };
+        let key = (
+            query.image.host().to_owned(),
+            query.image.repository().to_owned(),
+            digest,
+            named,
+        );
+        self.inner.flights.join(key, || search).await
     }
 
     /// The bytes of a zTOC, verified against its digest; from the store if it is there.
@@ -124,7 +191,58 @@ impl Discovery {
         image: &Reference,
         ztoc: &ZtocRef,
     ) -> Result<Bytes, DiscoveryError> {
-        let _ = (image, ztoc);
-        todo!()
+        self.inner.artifacts.ztoc(image, ztoc).await
+    }
+}
+
+impl Inner {
+    fn recall(&self, key: &Key) -> Option<Outcome> {
+        let mut remembered = self.remembered.lock();
+        let (outcome, since) = remembered.get(key)?;
+        (outcome.is_ok() || since.elapsed() < FAILURE_LIFETIME).then(|| outcome.clone())
+    }
+
+    fn remember(&self, key: Key, outcome: &Outcome) {
+        self.remembered
+            .lock()
+            .put(key, (outcome.clone(), Instant::now()));
+    }
+
+    async fn search(&self, image: &Reference, digest: Digest, named: bool) -> Outcome {
+        if named {
+            return self.artifacts.index(image, digest).await.map(Arc::new);
+        }
+        let second = if self.modes.v2 {
+            self.by_annotation(image, digest).await
+        } else {
+            Err(DiscoveryError::NoIndex)
+        };
+        match second {
+            Err(error) if self.modes.v1 => self.by_referrers(image, digest, error).await,
+            found => found,
+        }
+    }
+
+    async fn by_annotation(&self, image: &Reference, manifest: Digest) -> Outcome {
+        match self.artifacts.annotated_index(image, manifest).await? {
+            Some(index) => self.artifacts.index(image, index).await.map(Arc::new),
+            None => Err(DiscoveryError::NoIndex),
+        }
+    }
+
+    /// `earlier` is why there was no v2 index: it is told when there is no v1 index either.
+    async fn by_referrers(
+        &self,
+        image: &Reference,
+        manifest: Digest,
+        earlier: DiscoveryError,
+    ) -> Outcome {
+        if !matches!(earlier, DiscoveryError::NoIndex) {
+            tracing::warn!(%image, %manifest, error = %earlier, "no v2 SOCI index, looking for a v1 index");
+        }
+        match self.artifacts.referring_index(image, manifest).await? {
+            Some(index) => self.artifacts.index(image, index).await.map(Arc::new),
+            None => Err(earlier),
+        }
     }
 }

@@ -1,2 +1,149 @@
-//! `soci-snapshotter-grpc`.
-fn main() {}
+//! `soci-snapshotter-grpc`: the daemon that containerd calls.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use daemon::app::root::DEFAULT_ROOT;
+use daemon::app::socket::DEFAULT_ADDRESS;
+use daemon::app::{Address, App, Settings};
+use daemon::config::Config;
+use daemon::logging::{self, LogLevel};
+use daemon::snapshot::images::{DeferAll, Images};
+use daemon::{REVISION, VERSION};
+
+/// Starts containers from images that are still in the registry.
+///
+/// Runs as a proxy plugin of containerd: [proxy_plugins.soci] type = "snapshot", address = the
+/// socket given here.
+#[derive(Debug, Parser)]
+#[command(name = "soci-snapshotter-grpc", version = daemon::version_line(), max_term_width = 100)]
+struct Arguments {
+    /// Where containerd calls: a path, unix://PATH, or fd:// for the socket that systemd passes
+    #[arg(long, global = true, env = "SOCI_SNAPSHOTTER_ADDRESS", default_value = DEFAULT_ADDRESS)]
+    address: Address,
+
+    /// Configuration file [default: /etc/soci-snapshotter-grpc/config.toml, if it is there]
+    #[arg(
+        long,
+        global = true,
+        env = "SOCI_SNAPSHOTTER_CONFIG",
+        value_name = "FILE"
+    )]
+    config: Option<PathBuf>,
+
+    /// How much is logged: trace, debug, info, warn, error, fatal or panic
+    #[arg(
+        long,
+        global = true,
+        env = "SOCI_SNAPSHOTTER_LOG_LEVEL",
+        default_value = "info"
+    )]
+    log_level: LogLevel,
+
+    /// Directory of all state; one daemon at a time
+    #[arg(long, global = true, env = "SOCI_SNAPSHOTTER_ROOT", default_value = DEFAULT_ROOT)]
+    root: PathBuf,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Looks at the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum ConfigCommand {
+    /// Prints the defaults as TOML
+    Default,
+    /// Prints the configuration in effect, the file's and the defaults, as TOML
+    Dump,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if let Some(Command::Config(command)) = arguments.command {
+        return match print_config(command, &arguments) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("soci-snapshotter-grpc: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    logging::start(arguments.log_level);
+    match serve(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "soci-snapshotter-grpc failed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print_config(command: ConfigCommand, arguments: &Arguments) -> Result<()> {
+    let config = match command {
+        ConfigCommand::Default => Config::default(),
+        ConfigCommand::Dump => Config::load(arguments.config.as_deref())?.0,
+    };
+    std::io::stdout().write_all(config.to_toml()?.as_bytes())?;
+    Ok(())
+}
+
+fn serve(arguments: &Arguments) -> Result<()> {
+    tracing::info!(
+        version = VERSION,
+        revision = REVISION,
+        "starting soci-snapshotter-grpc"
+    );
+    let (config, unknown) = Config::load(arguments.config.as_deref())?;
+    for key in unknown {
+        tracing::warn!(
+            key = key.key,
+            line = key.line,
+            "unknown configuration key is ignored"
+        );
+    }
+    let settings = Settings {
+        address: arguments.address.clone(),
+        root: arguments.root.clone(),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let ended = runtime.block_on(async {
+        let images = |_: &_, _: &_| Ok(Arc::new(DeferAll) as Arc<dyn Images>);
+        let app = App::build(&settings, &config, images).await?;
+        app.run().await
+    });
+    // What still blocks after the drain is given up: nothing may keep the process from ending.
+    runtime.shutdown_background();
+    ended
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::Arguments;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_version_is_one_line_as_tools_expect_it() {
+        let line = Arguments::command().render_version();
+        let words: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!(words[..2], ["soci-snapshotter-grpc", "version"]);
+        assert_eq!(words.len(), 4, "{line}");
+    }
+}

@@ -39,9 +39,10 @@ pub use credentials::{
     CredentialError, CredentialProvider, CredentialQuery, Credentials, DockerConfig,
     FixedCredentials,
 };
+pub(crate) use descriptor::digest_text;
 pub use descriptor::{Descriptor, Resolved, media_type};
 pub use download::Download;
-pub use error::{Detail, Problem, RegistryError};
+pub use error::{Asked, Detail, Problem, RegistryError};
 pub use reference::{ParseReferenceError, Reference};
 
 pub(crate) use download::digest_of;
@@ -74,8 +75,10 @@ pub struct Pushed {
 }
 
 impl Registry {
-    /// A client with these settings. Fails when certificates cannot be read. Blocks on reading them.
+    /// A client with these settings. Fails when a mirror is no host, or a certificate cannot be read;
+    /// blocks on reading them.
     pub fn new(config: RegistryConfig) -> Result<Self, Problem> {
+        hosts::check(&config)?;
         let transport = Transport::new(&config)?;
         Ok(Self {
             shared: Arc::new(Shared {
@@ -244,11 +247,10 @@ impl Registry {
     }
 
     fn error(&self, reference: &Reference, object: String, problem: Problem) -> RegistryError {
-        RegistryError {
+        let subject = Subject {
             object,
             repository: reference.repository().to_owned(),
-            host: reference.host().to_owned(),
-            problem,
-        }
+        };
+        subject.error(reference.host(), problem)
     }
 }

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use crate::scratch::check_not_interrupted;
+
 /// A command that reads nothing.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
@@ -33,6 +35,7 @@ pub fn fail(command: &mut Command) -> Result<String> {
 
 /// Runs to the end, whatever the end is.
 pub fn finish(command: &mut Command) -> Result<Output> {
+    check_not_interrupted()?;
     command
         .output()
         .with_context(|| format!("cannot run {command:?}"))

@@ -16,25 +16,28 @@ use crate::service::Service;
 pub struct Containerd {
     service: Service,
     dir: PathBuf,
+    namespace: String,
 }
 
 impl Containerd {
     /// Starts it below `scratch` and waits until it answers. Does not wait for the snapshotter:
     /// containerd connects to it when it is first asked for.
     pub fn start(scratch: &Scratch) -> Result<Self> {
-        Self::start_at(&scratch.dir("containerd")?)
+        Self::start_as(scratch, "containerd")
     }
 
-    /// Starts it, or starts it again, in `dir`.
-    pub fn start_at(dir: &Path) -> Result<Self> {
+    /// Starts one of several, in the directory `name` of `scratch`.
+    pub fn start_as(scratch: &Scratch, name: &str) -> Result<Self> {
+        let dir = scratch.dir(name)?;
         let config = dir.join("config.toml");
-        fs::write(&config, configuration(dir))?;
+        fs::write(&config, configuration(&dir))?;
         let mut containerd = command("containerd");
         containerd.arg("--config").arg(&config);
         let service = Service::start("containerd", &mut containerd, &dir.join("containerd.log"))?;
         let mut containerd = Self {
             service,
-            dir: dir.to_owned(),
+            dir,
+            namespace: scratch.name(),
         };
         let ctr = containerd.ctr();
         containerd
@@ -53,19 +56,15 @@ impl Containerd {
         snapshotter_socket(&self.dir)
     }
 
-    /// A client in a namespace of its own: runc's state and cgroups lie outside of our directory,
-    /// named by namespace and container.
+    /// A client in the namespace named after the scratch directory: runc's state and cgroups lie
+    /// outside of it, named by namespace and container.
     pub fn ctr(&self) -> Ctr {
-        Ctr::new(&self.socket(), &self.namespace())
+        Ctr::new(&self.socket(), &self.namespace)
     }
 
     /// The directory of a blob store of containerd's: `blobs/sha256/<hex>`.
     pub fn content(&self) -> PathBuf {
         self.dir.join("root/io.containerd.content.v1.content")
-    }
-
-    fn namespace(&self) -> String {
-        format!("spanshot-{}", self.service.pid())
     }
 }
 

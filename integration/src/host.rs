@@ -9,7 +9,7 @@ use crate::busybox;
 use crate::containerd::Containerd;
 use crate::ctr::Ctr;
 use crate::distribution::DockerRegistry;
-use crate::image::{Image, Layer, Layout};
+use crate::image::{Image, Layer, Layout, sha256};
 use crate::push::push;
 use crate::scratch::Scratch;
 use crate::snapshotter::{Snapshotter, Soci};
@@ -173,6 +173,11 @@ impl Host {
         drop(registry);
         scratch.assert_clean()
     }
+}
+
+/// The hex sha256 of `bytes`, as `sha256sum` prints it.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    sha256(bytes).replace("sha256:", "")
 }
 
 /// The layers of a small image: busybox, and one for each of `files`.

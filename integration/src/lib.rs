@@ -16,6 +16,7 @@ pub mod golden;
 pub mod host;
 pub mod image;
 pub mod push;
+pub mod registry;
 pub mod scratch;
 pub mod service;
 pub mod snapshotter;

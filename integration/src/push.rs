@@ -9,7 +9,8 @@ use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference, RegistryOperation};
 use serde_json::Value;
 
-use crate::image::{INDEX, Layout};
+use crate::image::{INDEX, Layout, sha256};
+use crate::registry::ScriptedRegistry;
 
 /// Pushes everything `layout` holds to `reference` (with a tag) over plain HTTP, its first root
 /// under the tag.
@@ -28,6 +29,30 @@ pub fn push(layout: &Layout, reference: &str) -> Result<()> {
             .await
         })
         .with_context(|| format!("cannot push {} to {reference}", layout.path().display()))
+}
+
+/// Puts everything `layout` holds into `repository` of a registry in this process, its first root
+/// under `latest`; the reference.
+pub fn put(layout: &Layout, registry: &ScriptedRegistry, repository: &str) -> Result<String> {
+    let roots = layout.roots()?;
+    let root = text(roots.first().context("the layout is empty")?, "digest")?;
+    for entry in fs::read_dir(layout.path().join("blobs/sha256"))? {
+        let bytes = fs::read(entry?.path())?;
+        let Some(media_type) = media_type(&bytes) else {
+            registry.put_blob(repository, bytes);
+            continue;
+        };
+        let tag = (sha256(&bytes) == root).then_some("latest");
+        registry.put_manifest(repository, tag, &media_type, bytes);
+    }
+    Ok(format!("{}/{repository}:latest", registry.host()))
+}
+
+/// The media type of a manifest or index; nothing for any other blob.
+fn media_type(bytes: &[u8]) -> Option<String> {
+    let value: Value = serde_json::from_slice(bytes).ok()?;
+    value["schemaVersion"].as_u64()?;
+    Some(value["mediaType"].as_str().unwrap_or(INDEX).to_owned())
 }
 
 struct Push<'a> {

@@ -3,13 +3,21 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use parking_lot::Mutex;
 use procfs::process::{Process, all_processes};
+
+/// Those of this process, for [`interrupt`].
+static LIVE: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+/// What the names of all of them begin with.
+const PREFIX: &str = "spanshot-";
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// A private directory; removed with everything mounted or running in it when dropped.
 #[derive(Debug)]
@@ -28,9 +36,16 @@ impl Scratch {
     pub fn within(parent: &Path) -> Result<Self> {
         fs::create_dir_all(parent)?;
         let dir = tempfile::Builder::new()
-            .prefix("spanshot-")
-            .tempdir_in(parent)?;
-        Ok(Self { dir: dir.keep() })
+            .prefix(PREFIX)
+            .tempdir_in(parent)?
+            .keep();
+        LIVE.lock().insert(dir.clone());
+        Ok(Self { dir })
+    }
+
+    /// Its name, which no other has.
+    pub fn name(&self) -> String {
+        name(&self.dir)
     }
 
     /// The directory.
@@ -62,6 +77,7 @@ impl Scratch {
     /// Leaves everything as it is; the directory's path.
     pub fn keep(self) -> PathBuf {
         let dir = self.dir.clone();
+        LIVE.lock().remove(&dir);
         std::mem::forget(self);
         dir
     }
@@ -72,7 +88,27 @@ impl Drop for Scratch {
         if let Err(error) = sweep(&self.dir) {
             eprintln!("cannot clean up {}: {error:#}", self.dir.display());
         }
+        LIVE.lock().remove(&self.dir);
     }
+}
+
+/// Cleans up all of this process's scratch directories, from a thread beside those that work in
+/// them, after which the process must end. Nothing more is started once this has begun.
+pub fn interrupt() {
+    INTERRUPTED.store(true, Ordering::SeqCst);
+    let live = LIVE.lock().clone();
+    for dir in live.iter().rev() {
+        // Twice: something may just have been starting.
+        if let Err(error) = sweep(dir).or_else(|_| sweep(dir)) {
+            eprintln!("cannot clean up {}: {error:#}", dir.display());
+        }
+    }
+}
+
+/// An error if everything is being cleaned up.
+pub(crate) fn check_not_interrupted() -> Result<()> {
+    ensure!(!INTERRUPTED.load(Ordering::SeqCst), "interrupted");
+    Ok(())
 }
 
 /// The mount points below `dir`, newest first.
@@ -89,8 +125,13 @@ pub fn mounts_below(dir: &Path) -> Result<Vec<PathBuf>> {
 
 /// Ends every process that was started with `dir` on its command line, and their descendants (the
 /// processes of containers know nothing of the directory); unmounts everything below it; removes
-/// it. For when orderly ends were cut short: with nothing left to do it does nothing.
+/// it. For when orderly ends were cut short. `dir` must be a scratch directory, of any process.
 pub fn sweep(dir: &Path) -> Result<()> {
+    ensure!(
+        name(dir).starts_with(PREFIX),
+        "{} is not a directory of ours",
+        dir.display()
+    );
     let mut doomed = processes_naming(dir)?
         .iter()
         .map(|process| process.pid)
@@ -101,9 +142,36 @@ pub fn sweep(dir: &Path) -> Result<()> {
         umount2(&point, MntFlags::MNT_DETACH)
             .with_context(|| format!("cannot unmount {}", point.display()))?;
     }
+    remove_namespace(&name(dir));
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),
+    }
+}
+
+fn name(dir: &Path) -> String {
+    dir.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// Removes what runc leaves behind of a namespace of containerd's: directories of its state and of
+/// cgroups (v1 and v2). What is in use or not there stays as it is.
+fn remove_namespace(namespace: &str) {
+    let _ = fs::remove_dir_all(Path::new("/run/containerd/runc").join(namespace));
+    let cgroups = Path::new("/sys/fs/cgroup");
+    let controllers = fs::read_dir(cgroups)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    for root in controllers.chain([cgroups.to_owned()]) {
+        let dir = root.join(namespace);
+        for container in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let _ = fs::remove_dir(container.path());
+        }
+        let _ = fs::remove_dir(dir);
     }
 }
 

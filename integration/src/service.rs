@@ -11,6 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::command::{tail, until};
+use crate::scratch::check_not_interrupted;
 
 /// How long a service may take to end after it was asked to.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -27,6 +28,7 @@ impl Service {
     /// Starts `command`, standard output and error appended to `log`. It gets a process group of
     /// its own: a Ctrl-C at the terminal reaches only us, and we end it in order.
     pub fn start(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
+        check_not_interrupted()?;
         let out = File::options()
             .create(true)
             .append(true)

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::time::Duration;
 
 use integration::command::{command, run, until};
@@ -126,8 +127,10 @@ fn what_a_test_forgot_is_swept_away_with_its_directory() {
     );
 
     let path = scratch.path().to_owned();
+    let runc = Path::new("/run/containerd/runc").join(scratch.name());
+    fs::create_dir_all(&runc).unwrap();
     drop(scratch);
-    assert!(!path.exists());
+    assert!(!path.exists() && !runc.exists());
     assert!(!forgotten.wait().unwrap().success());
     assert!(!is_running(child.trim().parse().unwrap()));
     assert!(mounts_below(&path).unwrap().is_empty());

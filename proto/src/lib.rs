@@ -12,7 +12,8 @@
     clippy::all,
     clippy::use_self,
     clippy::or_fun_call,
-    clippy::too_many_arguments
+    clippy::too_many_arguments,
+    clippy::too_many_lines
 )]
 
 include!(concat!(env!("OUT_DIR"), "/all.rs"));

@@ -169,7 +169,7 @@ impl GzipZinfo {
 fn version(len: usize, have: i32) -> Option<(ZinfoVersion, usize)> {
     let have = usize::try_from(have).ok().filter(|have| *have > 0)?;
     let records = len / RECORD_LEN;
-    if len % RECORD_LEN != 0 {
+    if !len.is_multiple_of(RECORD_LEN) {
         None
     } else if records == have {
         Some((ZinfoVersion::V2, 0))

@@ -1,6 +1,6 @@
 //! SOCI formats and the decoder under them: bytes in, values out.
 //!
-//! This crate opens no file, no socket and no thread of its own accord. It knows
+//! This crate opens no file and no socket; only a build starts threads, which end with it. It knows
 //!
 //! * [`Ztoc`]: a layer's table of contents ([`toc`]) and its spans with their
 //!   checkpoints ([`span`], [`checkpoint`]), decoded from and encoded to zTOC 0.9;

@@ -260,8 +260,8 @@ impl SpanTable {
                 u32::try_from(index).expect("no more than there are spans")
             }
             Zinfo::Tar(zinfo) => {
-                let index = u32::try_from(offset.div_ceil(zinfo.span_size));
-                index.map_or(self.count(), |index| index.min(self.count()))
+                let (index, count) = (offset.div_ceil(zinfo.span_size), self.count());
+                u32::try_from(index).unwrap_or(count).min(count)
             }
         }
     }

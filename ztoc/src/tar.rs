@@ -133,18 +133,40 @@ impl Scanner {
     ///
     /// What is wrong with the archive. The scanner is of no use after that.
     pub fn feed(&mut self, mut bytes: &[u8]) -> Result<(), TarError> {
-        while !bytes.is_empty() {
-            let taken = match &mut self.state {
-                State::Done => return Ok(()),
-                State::Skip { data, padding } => skip(data, padding, bytes.len()),
-                _ => gather(&mut self.gathered, self.needed, bytes),
-            };
-            bytes = &bytes[taken..];
-            self.position += taken as u64;
-            let at = UncompressedOffset(self.member_at);
-            self.advance().map_err(|reason| TarError { at, reason })?;
+        while !bytes.is_empty() && !matches!(self.state, State::Done) {
+            bytes = &bytes[self.unit(bytes)?..];
         }
         Ok(())
+    }
+
+    /// Takes the next bytes of the stream up to where a member's data begins, and returns how many it
+    /// took and that member. Without a member all bytes are taken; those behind the end are ignored.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::feed`].
+    pub fn step(&mut self, bytes: &[u8]) -> Result<(usize, Option<Entry>), TarError> {
+        let mut taken = 0;
+        while taken < bytes.len() && !matches!(self.state, State::Done) {
+            taken += self.unit(&bytes[taken..])?;
+            if let Some(entry) = self.entries.pop() {
+                return Ok((taken, Some(entry)));
+            }
+        }
+        Ok((bytes.len(), None))
+    }
+
+    /// Takes what the current state needs, as far as it is there; how many bytes that were.
+    fn unit(&mut self, bytes: &[u8]) -> Result<usize, TarError> {
+        let taken = match &mut self.state {
+            State::Done => return Ok(bytes.len()),
+            State::Skip { data, padding } => skip(data, padding, bytes.len()),
+            _ => gather(&mut self.gathered, self.needed, bytes),
+        };
+        self.position += taken as u64;
+        let at = UncompressedOffset(self.member_at);
+        self.advance().map_err(|reason| TarError { at, reason })?;
+        Ok(taken)
     }
 
     /// Ends the stream.

@@ -7,19 +7,32 @@ use ztoc::Digest;
 
 use super::credentials::CredentialError;
 
-/// A request to a registry failed for good: retries and mirrors have been tried. It names object,
-/// repository and host, and never a credential, a token or a query string.
+/// A request to a registry failed for good: retries and mirrors have been tried. Its text names
+/// object, repository and host, and never a credential, a token or a query string.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{object} of {repository} at {host}: {problem}")]
+#[error("{asked}: {problem}")]
 pub struct RegistryError {
-    /// What was asked for: `manifest latest`, `blob sha256:...`.
+    /// What was asked of whom.
+    pub asked: Box<Asked>,
+    /// What happened.
+    pub problem: Problem,
+}
+
+/// What was asked of whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// `manifest latest`, `blob sha256:...`.
     pub object: String,
     /// The repository.
     pub repository: String,
-    /// The host that was asked last.
+    /// The host that was asked last, as in references.
     pub host: String,
-    /// What happened.
-    pub problem: Problem,
+}
+
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} at {}", self.object, self.repository, self.host)
+    }
 }
 
 /// What went wrong with one request.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use reqwest::header::{ACCEPT, HeaderValue, LINK};
 use reqwest::{Method, StatusCode};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use url::Url;
 use ztoc::Digest;
 
@@ -206,10 +206,7 @@ pub(super) async fn push_tag(
         )));
     };
     let digest = descriptor.digest.to_string();
-    if manifests
-        .iter()
-        .any(|entry| entry["digest"] == Value::from(&*digest))
-    {
+    if manifests.iter().any(|entry| entry["digest"] == *digest) {
         return Ok(());
     }
     manifests.push(json!(descriptor));

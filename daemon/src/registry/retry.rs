@@ -8,7 +8,7 @@ use reqwest::header::{HeaderMap, RETRY_AFTER};
 use tokio::time::Instant;
 
 use super::config::HttpConfig;
-use super::error::{Problem, RegistryError};
+use super::error::{Asked, Problem, RegistryError};
 use super::hosts::Endpoint;
 
 /// What is being asked for, for error texts.
@@ -20,10 +20,13 @@ pub(crate) struct Subject {
 
 impl Subject {
     pub(crate) fn error(&self, host: &str, problem: Problem) -> RegistryError {
-        RegistryError {
+        let asked = Asked {
             object: self.object.clone(),
             repository: self.repository.clone(),
             host: host.to_owned(),
+        };
+        RegistryError {
+            asked: Box::new(asked),
             problem,
         }
     }

@@ -1,6 +1,6 @@
 //! One request to one host: authorization, redirects, limits, and what the status means.
 
-use std::error::Error as _;
+use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -215,7 +215,7 @@ fn refused(response: &Response, shown: bool) -> bool {
 /// Where to ask instead. What is sent with a payload is only repeated by 307 and 308.
 fn redirect(response: &Response, url: &Url, method: &Method) -> Result<Option<Url>, Problem> {
     let follow = match response.status().as_u16() {
-        301 | 302 | 303 => matches!(*method, Method::GET | Method::HEAD),
+        301..=303 => matches!(*method, Method::GET | Method::HEAD),
         307 | 308 => true,
         _ => false,
     };
@@ -251,16 +251,25 @@ pub(crate) fn send_error(error: &reqwest::Error) -> Problem {
 fn is_certificate(error: &reqwest::Error) -> bool {
     let mut cause = error.source();
     while let Some(error) = cause {
-        let tls = error.downcast_ref::<rustls::Error>().or_else(|| {
-            let io = error.downcast_ref::<std::io::Error>()?;
-            io.get_ref()?.downcast_ref::<rustls::Error>()
-        });
-        if matches!(tls, Some(rustls::Error::InvalidCertificate(_))) {
+        if matches!(
+            error.downcast_ref(),
+            Some(rustls::Error::InvalidCertificate(_))
+        ) {
             return true;
         }
-        cause = error.source();
+        cause = below(error);
     }
     false
+}
+
+/// The next cause. An `io::Error` names its content's cause as its own, and hides the content.
+fn below<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+    match error.downcast_ref::<std::io::Error>() {
+        Some(io) => io
+            .get_ref()
+            .map(|content| content as &(dyn Error + 'static)),
+        None => error.source(),
+    }
 }
 
 impl Answer {

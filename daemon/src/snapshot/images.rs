@@ -7,6 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use ztoc::Digest;
 
+use super::lowers::LowerDirs;
 use crate::registry::Reference;
 
 /// What the labels of a `Prepare` with `containerd.io/snapshot.ref` say about a layer.
@@ -119,8 +120,9 @@ pub trait MountedView: Send + Sync + std::fmt::Debug {
 pub trait Images: Send + Sync + 'static {
     /// Makes a layer available: lazily if it can be, else unpacked into `dir` (exists, empty, mode 0755;
     /// `parents` are the lower directories nearest first, for hard links and implied
-    /// directories), else not at all. Bounded in time; leaves `dir` empty unless unpacked.
-    async fn prepare(&self, request: &LayerRequest, dir: &Path, parents: &[PathBuf]) -> Prepared;
+    /// directories; ask for them only to unpack, since the views among them are mounted by that),
+    /// else not at all. Bounded in time; leaves `dir` empty unless unpacked.
+    async fn prepare(&self, request: &LayerRequest, dir: &Path, parents: &LowerDirs) -> Prepared;
 
     /// The mounted view of `run`: the one there is, or a new one.
     async fn mount(&self, run: &LazyRun) -> Result<Arc<dyn MountedView>, MountError>;
@@ -151,4 +153,34 @@ pub enum MountError {
         /// What it said.
         source: std::io::Error,
     },
+}
+
+/// Provides no layer: containerd pulls and unpacks everything, as with any snapshotter.
+#[derive(Debug, Clone, Copy)]
+pub struct DeferAll;
+
+#[async_trait]
+impl Images for DeferAll {
+    async fn prepare(&self, _: &LayerRequest, _: &Path, _: &LowerDirs) -> Prepared {
+        Prepared::Deferred {
+            reason: NotLazy::Disabled,
+        }
+    }
+
+    async fn mount(&self, run: &LazyRun) -> Result<Arc<dyn MountedView>, MountError> {
+        let detail = "lazy loading is switched off in the configuration".to_owned();
+        match run.layers.first() {
+            Some(layer) => Err(MountError::Layer {
+                layer: layer.digest,
+                image: layer.image.to_string(),
+                detail,
+            }),
+            None => Err(MountError::Kernel {
+                path: PathBuf::new(),
+                source: std::io::Error::other(detail),
+            }),
+        }
+    }
+
+    async fn collect(&self, _: &BTreeSet<Digest>) {}
 }

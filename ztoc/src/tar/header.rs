@@ -74,20 +74,18 @@ impl Header {
 
 /// What goes in front of the name.
 fn prefix(format: Format, block: &Block) -> Result<&[u8], &'static str> {
-    let time = |at: usize| numeric(&block[at..at + 12]);
-    let optional_time = |at: usize| if block[at] == 0 { Some(0) } else { time(at) };
+    let is_time = |at: usize| numeric(&block[at..at + 12]).is_some();
+    let is_time_or_unset = |at: usize| block[at] == 0 || is_time(at);
     match format {
         Format::V7 => Ok(&[]),
         Format::Ustar => Ok(text(&block[345..500])),
-        Format::Star => time(476)
-            .and(time(488))
-            .map(|_| text(&block[345..476]))
-            .ok_or("a time is not a number"),
+        Format::Star if is_time(476) && is_time(488) => Ok(text(&block[345..476])),
+        Format::Star => Err("a time is not a number"),
+        Format::Gnu if is_time_or_unset(345) && is_time_or_unset(357) => Ok(&[]),
         // Go before 1.8 wrote a prefix where GNU has times.
-        Format::Gnu => match optional_time(345).and(optional_time(357)) {
-            None if text(&block[345..500]).is_ascii() => Ok(text(&block[345..500])),
-            _ => Ok(&[]),
-        },
+        Format::Gnu => Ok(Some(text(&block[345..500]))
+            .filter(|text| text.is_ascii())
+            .unwrap_or_default()),
     }
 }
 

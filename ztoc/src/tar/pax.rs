@@ -20,7 +20,7 @@ pub(super) fn parse(mut data: &[u8]) -> Result<Records, &'static str> {
         let (key, value, rest) = record(data).ok_or("a PAX record is malformed")?;
         data = rest;
         if key == sparse::OFFSET || key == sparse::NUM_BYTES {
-            let in_turn = (map.len() % 2 == 0) == (key == sparse::OFFSET);
+            let in_turn = map.len().is_multiple_of(2) == (key == sparse::OFFSET);
             if !in_turn || value.contains(&b',') {
                 return Err("the sparse records are out of order");
             }

@@ -293,7 +293,7 @@ mod tests {
             }
             prop_assert_eq!(reader.push(last).unwrap(), Some(regions.clone()));
             let area = [&[b'h'; 1024][..], &text].concat();
-            prop_assert_eq!(parse_map_before(&area).unwrap(), regions.clone());
+            prop_assert_eq!(&parse_map_before(&area).unwrap(), &regions);
             let pax = to_pax(&regions, end);
             prop_assert_eq!(from_pax(&pax, end), Ok(SparseMap::Regions(regions)));
         }

@@ -125,8 +125,10 @@ fn entry(table: &Table<'_, '_>, name: Vec<u8>) -> Result<Checked, WireError> {
     }))
 }
 
+type Records = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// Records by key, ascending; of several with one key the last.
-fn pax(tables: OffsetVector<'_, '_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, WireError> {
+fn pax(tables: OffsetVector<'_, '_>) -> Result<Records, WireError> {
     let mut records = Vec::with_capacity(tables.len());
     for table in tables.tables() {
         let table = table?;

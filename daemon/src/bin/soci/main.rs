@@ -1,2 +1,104 @@
-//! `soci`.
-fn main() {}
+//! `soci`: makes, converts, pushes and shows SOCI artifacts, and pulls images lazily.
+
+mod blobs;
+mod convert;
+mod create;
+mod duration;
+mod image;
+mod index;
+mod layers;
+mod options;
+mod progress;
+mod push;
+mod rpull;
+mod session;
+mod table;
+mod ztoc_command;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+
+use crate::options::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("soci: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Help and version are no errors; everything else has the form of all our errors.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = error.to_string();
+    eprint!("soci: {}", text.strip_prefix("error: ").unwrap_or(&text));
+    ExitCode::FAILURE
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let level = if cli.globals.debug { "debug" } else { "warn" };
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(level))
+        .with_writer(std::io::stderr)
+        .init();
+    // The first provider set wins, and only this program sets one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start")?;
+    let outcome = runtime.block_on(limited(cli));
+    // A layer being read must not hold back an error, or the exit after Ctrl-C.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Runs the command within `--timeout`, until Ctrl-C. Dropping it cancels what it does.
+async fn limited(cli: Cli) -> Result<()> {
+    let limit = cli.globals.timeout;
+    let command = dispatch(cli);
+    tokio::select! {
+        outcome = command => outcome,
+        () = expire(limit) => bail!("timed out after {limit:?}"),
+        _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+    }
+}
+
+async fn expire(limit: std::time::Duration) {
+    if limit.is_zero() {
+        std::future::pending::<()>().await;
+    }
+    tokio::time::sleep(limit).await;
+}
+
+async fn dispatch(cli: Cli) -> Result<()> {
+    let globals = &cli.globals;
+    match cli.command {
+        Command::Create(arguments) => create::run(globals, arguments).await,
+        Command::Convert(arguments) => convert::run(globals, arguments).await,
+        Command::Push(arguments) => push::run(globals, arguments).await,
+        Command::Index(command) => index::run(globals, command).await,
+        Command::Ztoc(command) => ztoc_command::run(globals, command).await,
+        Command::Rpull(arguments) => rpull::run(globals, arguments).await,
+    }
+}
+
+/// `soci ... | head` ends before we do.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}

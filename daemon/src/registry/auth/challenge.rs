@@ -35,7 +35,7 @@ impl Challenge {
         let bearer = challenges
             .iter()
             .find(|challenge| **challenge != Self::Basic);
-        bearer.or(challenges.first()).cloned()
+        bearer.or_else(|| challenges.first()).cloned()
     }
 }
 

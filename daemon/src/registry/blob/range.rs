@@ -273,7 +273,8 @@ mod tests {
         assert_eq!(part(&body, "X", &(9..12), 20).unwrap(), "9ab");
         assert!(part(&body, "X", &(12..16), 20).is_err());
         assert!(part(&body, "X", &(9..12), 21).is_err());
-        assert!(part(&multipart(&[("8-13/20", b"89")]), "X", &(12..14), 20).is_err());
+        let cut = body.slice(..body.len() - 12);
+        assert!(part(&cut, "X", &(9..12), 20).is_err());
         assert!(part(&multipart(&[("nonsense", b"89")]), "X", &(0..1), 20).is_err());
     }
 

@@ -30,12 +30,26 @@ const TOKEN_USER: &str = "<token>";
 #[derive(Debug, Clone)]
 pub struct DockerConfig {
     path: PathBuf,
+    /// Where helpers are; `None` is the search path.
+    helpers: Option<PathBuf>,
 }
 
 impl DockerConfig {
     /// The file at `path`.
     pub fn at(path: PathBuf) -> Self {
-        Self { path }
+        Self {
+            path,
+            helpers: None,
+        }
+    }
+
+    /// Looks for credential helpers in `dir` instead of along `PATH`.
+    #[must_use]
+    pub fn helpers_in(self, dir: &Path) -> Self {
+        Self {
+            helpers: Some(dir.to_owned()),
+            ..self
+        }
     }
 
     /// `$DOCKER_CONFIG/config.json`, else `~/.docker/config.json`; `None` without either variable.
@@ -85,7 +99,7 @@ impl CredentialProvider for DockerConfig {
         };
         let host = hostname(query.host);
         if let Some(helper) = file.helper(host) {
-            return ask_helper(helper, server_key(host)).await;
+            return ask_helper(helper, self.helpers.as_deref(), server_key(host)).await;
         }
         match file.auth(host) {
             Some(auth) => auth
@@ -195,7 +209,11 @@ struct HelperAnswer {
 }
 
 /// Runs `docker-credential-<helper> get`.
-async fn ask_helper(helper: &str, server: &str) -> Result<Option<Credentials>, CredentialError> {
+async fn ask_helper(
+    helper: &str,
+    dir: Option<&Path>,
+    server: &str,
+) -> Result<Option<Credentials>, CredentialError> {
     let program = format!("docker-credential-{helper}");
     let error = |detail: String| CredentialError {
         source_name: program.clone(),
@@ -204,7 +222,8 @@ async fn ask_helper(helper: &str, server: &str) -> Result<Option<Credentials>, C
     if Path::new(&program).components().count() != 1 {
         return Err(error(String::from("not the name of a helper")));
     }
-    let child = Command::new(&program)
+    let path = dir.map_or_else(|| PathBuf::from(&program), |dir| dir.join(&program));
+    let child = Command::new(path)
         .arg("get")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

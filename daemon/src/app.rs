@@ -1,0 +1,212 @@
+//! The daemon as a whole: built from its settings, serving until a signal, then drained.
+
+mod activation;
+pub mod root;
+pub mod socket;
+mod support;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+
+use self::root::Root;
+pub use self::socket::Address;
+use crate::config::Config;
+use crate::error::chain;
+use crate::metrics::{Metrics, MetricsServer};
+use crate::snapshot::images::Images;
+use crate::snapshot::service::Service;
+use crate::snapshot::snapshotter::Snapshotter;
+
+/// How long calls may take to finish once a signal came.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How long unmounting everything may take.
+const UNMOUNT: Duration = Duration::from_secs(30);
+
+/// What comes from the command line.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where containerd calls.
+    pub address: Address,
+    /// Directory of all state.
+    pub root: PathBuf,
+}
+
+/// The daemon, built and listening, not serving yet.
+#[derive(Debug)]
+pub struct App {
+    snapshotter: Arc<Snapshotter>,
+    listener: UnixListener,
+    /// To be removed at the end, if it is ours.
+    socket: Option<PathBuf>,
+    metrics: Option<MetricsServer>,
+    signals: Signals,
+    root: Root,
+}
+
+#[derive(Debug)]
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+/// Why the daemon is to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    /// Someone pressed Ctrl-C: nothing is left mounted.
+    Interrupt,
+    /// A service manager is about to start us again: mounts stay.
+    Terminate,
+}
+
+impl App {
+    /// Builds the daemon: claims the root, checks the system, opens the snapshots, listens.
+    /// `images` provides layers; it is asked for once the root is ours.
+    ///
+    /// # Errors
+    /// What is wrong with the system or the settings, and what to do.
+    pub async fn build(
+        settings: &Settings,
+        config: &Config,
+        images: impl FnOnce(&Root, &Arc<Metrics>) -> Result<Arc<dyn Images>>,
+    ) -> Result<Self> {
+        // First, so that no signal falls between.
+        let signals = Signals::catch().context("cannot catch signals")?;
+        let root = Root::claim(&settings.root)?;
+        if !config.skip_check_snapshotter_supported {
+            support::check(root.path())?;
+        }
+        let metrics = Arc::new(Metrics::new());
+        let images = images(&root, &metrics)?;
+        let overlay = support::overlay_options();
+        let snapshotter = Snapshotter::open(root.path(), images, overlay, Arc::clone(&metrics))
+            .with_context(|| format!("cannot open the snapshots in {}", root.path().display()))?;
+        let metrics = MetricsServer::bind(config.metrics_address(), metrics).await?;
+        let (listener, socket) = settings.address.listen()?;
+        Ok(Self {
+            snapshotter: Arc::new(snapshotter),
+            listener,
+            socket,
+            metrics,
+            signals,
+            root,
+        })
+    }
+
+    /// Serves until SIGINT (everything is unmounted) or SIGTERM (mounts stay).
+    ///
+    /// # Errors
+    /// The server failed.
+    pub async fn run(self) -> Result<()> {
+        let Self {
+            snapshotter,
+            listener,
+            socket,
+            metrics,
+            mut signals,
+            root,
+        } = self;
+        let mut background = JoinSet::new();
+        if let Some(metrics) = metrics {
+            background.spawn(async { match metrics.serve().await {} });
+        }
+        background.spawn(clean_up(Arc::clone(&snapshotter)));
+        let (stop, stopped) = oneshot::channel::<()>();
+        let service = Service::server(Arc::clone(&snapshotter));
+        let mut serving = tokio::spawn(
+            Server::builder()
+                .add_service(service)
+                .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
+                    // A sender that went away means the same.
+                    let _ = stopped.await;
+                }),
+        );
+        notify(&[sd_notify::NotifyState::Ready]);
+        tracing::info!(root = %root.path().display(), "soci-snapshotter-grpc successfully started");
+        let why = tokio::select! {
+            why = signals.next() => why,
+            ended = &mut serving => {
+                ended.context("the gRPC server broke down")?.context("the gRPC server failed")?;
+                anyhow::bail!("the gRPC server ended by itself");
+            }
+        };
+        tracing::info!(reason = ?why, "stopping");
+        notify(&[sd_notify::NotifyState::Stopping]);
+        drop(stop);
+        drain(serving, &mut signals).await;
+        background.shutdown().await;
+        finish(why, &snapshotter).await;
+        if let Some(socket) = socket {
+            // It is stale from here on; the next start would remove it as well.
+            let _ = std::fs::remove_file(socket);
+        }
+        Ok(())
+    }
+}
+
+impl Signals {
+    fn catch() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) -> Stop {
+        tokio::select! {
+            _ = self.interrupt.recv() => Stop::Interrupt,
+            _ = self.terminate.recv() => Stop::Terminate,
+        }
+    }
+}
+
+/// Lets calls that are under way finish, for a while, or until a second signal.
+async fn drain(
+    mut serving: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
+    signals: &mut Signals,
+) {
+    tokio::select! {
+        ended = &mut serving => match ended {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => tracing::warn!(error = chain(&error), "the gRPC server failed"),
+            Err(error) => tracing::warn!(error = chain(&error), "the gRPC server broke down"),
+        },
+        () = tokio::time::sleep(DRAIN) => {
+            tracing::warn!(seconds = DRAIN.as_secs(), "calls still under way are given up");
+        }
+        _ = signals.next() => tracing::warn!("calls under way are given up"),
+    }
+    serving.abort();
+}
+
+async fn finish(why: Stop, snapshotter: &Snapshotter) {
+    match why {
+        Stop::Terminate => snapshotter.abandon(),
+        Stop::Interrupt => match tokio::time::timeout(UNMOUNT, snapshotter.close()).await {
+            Ok(Ok(())) => tracing::info!("everything is unmounted"),
+            Ok(Err(error)) => tracing::warn!(error = chain(&error), "could not unmount"),
+            Err(_) => tracing::warn!(seconds = UNMOUNT.as_secs(), "unmounting takes too long"),
+        },
+    }
+}
+
+/// Takes away what an earlier process left.
+async fn clean_up(snapshotter: Arc<Snapshotter>) {
+    if let Err(error) = snapshotter.cleanup().await {
+        tracing::warn!(error = chain(&error), "left-overs could not be cleaned up");
+    }
+}
+
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "the service manager could not be notified");
+    }
+}

@@ -1,0 +1,32 @@
+//! Credentials from Kubernetes.
+
+use serde::{Deserialize, Serialize};
+
+/// `[kubeconfig_keychain]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KubeconfigKeychainConfig {
+    /// Uses the cluster's image pull secrets.
+    pub enable_keychain: bool,
+    /// Path of the kubeconfig; empty: found by the usual rules.
+    pub kubeconfig_path: String,
+}
+
+/// `[cri_keychain]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CriKeychainConfig {
+    /// Stands between the kubelet and containerd, and keeps the credentials of pull requests.
+    pub enable_keychain: bool,
+    /// Socket of containerd's image service.
+    pub image_service_path: String,
+}
+
+impl Default for CriKeychainConfig {
+    fn default() -> Self {
+        Self {
+            enable_keychain: false,
+            image_service_path: "/run/containerd/containerd.sock".to_owned(),
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! What all layers share: the runtime their fetches run on, decode threads, budgets.
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::counters::Throttle;
+use super::decode::DecodePool;
+use super::schedule::Budget;
+use super::unwritten::Unwritten;
+
+/// How spans are fetched and decoded.
+#[derive(Debug, Clone)]
+pub struct LayerOptions {
+    /// How often a span whose bytes are wrong is fetched again (`blob.max_span_verification_retries`).
+    pub verification_retries: u32,
+    /// Largest ranged request in compressed bytes; a single larger span is still one request.
+    pub max_request: u64,
+    /// Compressed bytes on their way or not yet decoded, over all layers, for demand; as many again
+    /// for less urgent work.
+    pub in_flight: u64,
+    /// Decode threads; 0 means one for each CPU.
+    pub decode_threads: usize,
+    /// Whether a sequential reader has the next spans fetched ahead of it.
+    pub readahead: bool,
+}
+
+impl Default for LayerOptions {
+    fn default() -> Self {
+        Self {
+            verification_retries: 2,
+            max_request: 16 << 20,
+            in_flight: 64 << 20,
+            decode_threads: 0,
+            readahead: true,
+        }
+    }
+}
+
+/// How often the same trouble is logged.
+pub(crate) const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Shared by the layers of one store.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(crate) options: LayerOptions,
+    pub(crate) decoders: DecodePool,
+    pub(crate) budget: Budget,
+    pub(crate) unwritten: Mutex<Unwritten>,
+    pub(crate) write_failures: Throttle,
+    runtime: Handle,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Engine {
+    /// Starts the decode threads; fetches will run on `runtime`.
+    pub(crate) fn start(options: LayerOptions, runtime: Handle) -> std::io::Result<Self> {
+        let cpus = || std::thread::available_parallelism().map_or(2, usize::from);
+        let threads = match options.decode_threads {
+            0 => cpus(),
+            threads => threads,
+        };
+        Ok(Self {
+            decoders: DecodePool::start(threads)?,
+            budget: Budget::new(options.in_flight),
+            unwritten: Mutex::default(),
+            write_failures: Throttle::default(),
+            options,
+            runtime,
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        })
+    }
+
+    /// Runs a fetch, which is dropped when the engine is stopped.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        let work = async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = work => {}
+            }
+        };
+        self.tasks.spawn_on(work, &self.runtime);
+    }
+
+    /// Gives up all fetches and waits until they are gone. Reads of what is not local fail from now on.
+    pub(crate) async fn stop(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}

@@ -1,0 +1,224 @@
+//! Spans on their way: fetched, verified, decoded, handed out, cached.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use fuse::content::ReadError;
+use tokio::sync::mpsc;
+use ztoc::unit::ByteLen as _;
+use ztoc::{CompressedOffset, CompressedSpan, SpanId};
+
+use super::Layer;
+use super::counters::add;
+use super::decode::Scratch;
+use super::engine::LOG_INTERVAL;
+use super::schedule::{Ticket, compressed};
+
+/// A span in flight and the duty to end the flight: dropped before it landed, it fails those who wait.
+#[derive(Debug)]
+pub(crate) struct Landing {
+    layer: Arc<Layer>,
+    span: SpanId,
+    landed: bool,
+}
+
+/// Gets spans of `layer`, neighbours in one request; those whose bytes are wrong again, one by one.
+pub(crate) async fn run(layer: Arc<Layer>, landings: Vec<Landing>, ticket: Arc<Ticket>) {
+    let retries = layer.engine.options.verification_retries;
+    let mut open = attempt(&layer, landings, 0, &ticket).await;
+    for number in 1..=retries {
+        let mut still_open = Vec::new();
+        for landing in open {
+            still_open.extend(attempt(&layer, vec![landing], number, &ticket).await);
+        }
+        open = still_open;
+    }
+    for landing in open {
+        tracing::error!(
+            layer = %layer.digest, span = %landing.span, attempts = u64::from(retries) + 1,
+            "the sources do not give the bytes that the zTOC describes; the reads of this span fail"
+        );
+    }
+}
+
+/// One request for neighbouring spans; gives back those whose bytes were wrong.
+async fn attempt(
+    layer: &Arc<Layer>,
+    landings: Vec<Landing>,
+    number: u32,
+    ticket: &Ticket,
+) -> Vec<Landing> {
+    let (Some(first), Some(last)) = (landings.first(), landings.last()) else {
+        return landings;
+    };
+    let run = first.span..SpanId(last.span.0 + 1);
+    let range = compressed(&layer.spans, &run);
+    let Some(_room) = layer.engine.budget.acquire(range.byte_len(), ticket).await else {
+        return Vec::new();
+    };
+    add(&layer.counters.requests, 1);
+    match layer.sources.fetch(range.clone(), number as usize).await {
+        Ok(bytes) => {
+            add(&layer.counters.bytes_fetched, bytes.len() as u64);
+            decode(layer, landings, range.start, &bytes, ticket).await
+        }
+        Err(failure) => {
+            add(&layer.counters.failed_requests, 1);
+            if let Some(suppressed) = layer.fetch_trouble.pass(LOG_INTERVAL) {
+                tracing::warn!(
+                    layer = %layer.digest, first = %run.start, end = %run.end, suppressed,
+                    "spans cannot be fetched, the reads that wait for them fail: {failure}"
+                );
+            }
+            Vec::new()
+        }
+    }
+}
+
+/// Has the decode pool land each span from its part of `bytes`, which begin at `start`.
+async fn decode(
+    layer: &Arc<Layer>,
+    landings: Vec<Landing>,
+    start: CompressedOffset,
+    bytes: &Bytes,
+    ticket: &Ticket,
+) -> Vec<Landing> {
+    let (back, mut wrong) = mpsc::channel(landings.len().max(1));
+    for landing in landings {
+        let back = back.clone();
+        let part = landing.part(start, bytes);
+        layer.engine.decoders.submit(ticket.lane(), move |scratch| {
+            if let Err(landing) = landing.land(&part, scratch) {
+                // Has room for all of them.
+                let _ = back.try_send(landing);
+            }
+        });
+    }
+    drop(back);
+    let mut again = Vec::new();
+    while let Some(landing) = wrong.recv().await {
+        again.push(landing);
+    }
+    again.sort_by_key(|landing| landing.span);
+    again
+}
+
+impl Landing {
+    /// For a span that was just started.
+    pub(crate) fn new(layer: &Arc<Layer>, span: SpanId) -> Self {
+        Self {
+            layer: Arc::clone(layer),
+            span,
+            landed: false,
+        }
+    }
+
+    /// The bytes of this span among those of a run that begins at `start`; fewer when they are short.
+    fn part(&self, start: CompressedOffset, bytes: &Bytes) -> Bytes {
+        let range = self.layer.spans.compressed(self.span);
+        let position = |offset: CompressedOffset| {
+            usize::try_from(offset.0.saturating_sub(start.0))
+                .map_or(bytes.len(), |position| position.min(bytes.len()))
+        };
+        bytes.slice(position(range.start)..position(range.end))
+    }
+
+    /// Verifies and decodes the span, answers who waits, writes the cache. Gives itself back when the
+    /// bytes are wrong. Blocks on file I/O and CPU.
+    fn land(mut self, bytes: &[u8], scratch: &mut Scratch) -> Result<(), Self> {
+        let layer = Arc::clone(&self.layer);
+        let verified = match CompressedSpan::new(self.span, bytes).verify(&layer.spans) {
+            Ok(verified) => verified,
+            Err(error) => return Err(self.wrong(&error)),
+        };
+        let plain = match verified.inflate(&mut scratch.span) {
+            Ok(plain) => plain,
+            Err(error) => return Err(self.wrong(&error)),
+        };
+        add(&layer.counters.spans_decoded, 1);
+        let length = plain.len();
+        self.deliver(plain);
+        scratch.used(length);
+        Ok(())
+    }
+
+    fn wrong(self, error: &dyn std::error::Error) -> Self {
+        add(&self.layer.counters.bad_spans, 1);
+        tracing::warn!(layer = %self.layer.digest, "fetched bytes are unusable: {error}");
+        self
+    }
+
+    /// Hands out a span's bytes: to those who wait, to the cache, to those who came meanwhile.
+    fn deliver(&mut self, plain: &[u8]) {
+        let layer = &self.layer;
+        let range = layer.spans.uncompressed(self.span);
+        for read in layer.flights.take_waiters(self.span) {
+            read.fill(&range, plain);
+        }
+        let stored = layer.cache.store(self.span, range.start, plain);
+        {
+            let mut unwritten = layer.engine.unwritten.lock();
+            match &stored {
+                Ok(()) => unwritten.drop_span(&layer.digest, self.span),
+                Err(_) => unwritten.keep(layer.digest, self.span, plain),
+            }
+        }
+        self.landed = true;
+        for read in layer.flights.finish(self.span, stored.is_ok()) {
+            read.fill(&range, plain);
+        }
+        if let Err(error) = stored {
+            self.not_stored(&error);
+        }
+    }
+
+    fn not_stored(&self, error: &std::io::Error) {
+        add(&self.layer.counters.cache_write_failures, 1);
+        if let Some(suppressed) = self.layer.engine.write_failures.pass(LOG_INTERVAL) {
+            tracing::warn!(
+                layer = %self.layer.digest, span = %self.span, suppressed,
+                "cannot write the span cache, spans are served from memory and fetched again: {error}"
+            );
+        }
+    }
+
+    /// Checks a span that the cache claims, and has it fetched if the claim is wrong.
+    pub(crate) fn recover(self, ticket: Arc<Ticket>) {
+        let layer = Arc::clone(&self.layer);
+        let lane = ticket.lane();
+        layer
+            .engine
+            .decoders
+            .submit(lane, move |scratch| self.check(&ticket, scratch));
+    }
+
+    fn check(mut self, ticket: &Arc<Ticket>, scratch: &mut Scratch) {
+        let layer = Arc::clone(&self.layer);
+        let range = layer.spans.uncompressed(self.span);
+        let checked = layer.cache.check(self.span, &range, &mut scratch.plain);
+        scratch.used(scratch.plain.len());
+        if matches!(checked, Ok(true)) {
+            add(&layer.counters.spans_recovered, 1);
+            self.landed = true;
+            for read in layer.flights.finish(self.span, true) {
+                read.fill(&range, &scratch.plain);
+            }
+            return;
+        }
+        add(&layer.counters.bad_cached_spans, 1);
+        tracing::warn!(layer = %layer.digest, span = %self.span, "a cached span is damaged; it is fetched again");
+        layer.cache.forget(self.span, range);
+        let work = run(Arc::clone(&layer), vec![self], Arc::clone(ticket));
+        layer.engine.spawn(work);
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        if !self.landed {
+            for read in self.layer.flights.finish(self.span, false) {
+                read.fail(ReadError::Unavailable);
+            }
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! The state of each span and who waits for it.
+//!
+//! ```text
+//! Absent ----start----> InFlight --finish(true)--> Present
+//! Unverified --start--> InFlight --finish(false)-> Absent
+//! Present --leave--> Absent
+//! ```
+//! States are read without a lock; they change only under the lock on the waiters. Nothing here does I/O.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use parking_lot::Mutex;
+use ztoc::SpanId;
+
+use super::schedule::Ticket;
+
+const ABSENT: u32 = 0;
+const UNVERIFIED: u32 = 1;
+const IN_FLIGHT: u32 = 2;
+const PRESENT: u32 = 3;
+const STATE: u32 = 3;
+/// The rest of a state word counts how often the span ceased to be present.
+const GENERATION: u32 = 4;
+
+/// The spans of one layer. `W` is whoever waits for one.
+#[derive(Debug)]
+pub(crate) struct Flights<W> {
+    words: Box<[AtomicU32]>,
+    /// Spans in flight. Innermost lock: nothing is locked, answered or awaited under it.
+    flying: Mutex<HashMap<SpanId, Flight<W>>>,
+}
+
+#[derive(Debug)]
+struct Flight<W> {
+    ticket: Arc<Ticket>,
+    waiters: Vec<W>,
+}
+
+/// What joining a span came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Joined {
+    /// It is in the cache; the waiter was not kept.
+    Present,
+    /// Somebody is getting it and will answer the waiter.
+    Waiting,
+    /// The caller must get it, from here, and [`Flights::finish`] it; the waiter is kept.
+    Started(Origin),
+}
+
+/// Where a span that was started is to be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The cache claims it, unverified since the daemon started.
+    Disk,
+    /// Nobody has it here.
+    Registry,
+}
+
+/// Proof that some spans were all present at one moment; see [`Flights::still`].
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Sighting(u64);
+
+impl<W> Flights<W> {
+    /// All spans; those `claimed` must be checked at first use.
+    pub(crate) fn new(claimed: &[bool]) -> Self {
+        let state = |&claimed: &bool| AtomicU32::new(if claimed { UNVERIFIED } else { ABSENT });
+        Self {
+            words: claimed.iter().map(state).collect(),
+            flying: Mutex::default(),
+        }
+    }
+
+    fn word(&self, span: SpanId) -> &AtomicU32 {
+        &self.words[span.0 as usize]
+    }
+
+    /// Whether all of `spans` are present now.
+    pub(crate) fn sight(&self, spans: Range<SpanId>) -> Option<Sighting> {
+        let mut sum = 0;
+        for id in spans.start.0..spans.end.0 {
+            let word = self.word(SpanId(id)).load(Ordering::Acquire);
+            if word & STATE != PRESENT {
+                return None;
+            }
+            sum += u64::from(word / GENERATION);
+        }
+        Some(Sighting(sum))
+    }
+
+    /// Whether the spans have been present without a break since `before` was taken: bytes read in
+    /// between are theirs.
+    pub(crate) fn still(&self, spans: Range<SpanId>, before: &Sighting) -> bool {
+        // Generations only grow, so equal sums mean equal generations.
+        self.sight(spans).as_ref() == Some(before)
+    }
+
+    /// Number of spans present, checked since start or not.
+    pub(crate) fn present(&self) -> usize {
+        let held = |word: &&AtomicU32| {
+            matches!(word.load(Ordering::Relaxed) & STATE, PRESENT | UNVERIFIED)
+        };
+        self.words.iter().filter(held).count()
+    }
+
+    /// Waits for `span`, or makes the caller the one who gets it. A more urgent ticket than the flight's
+    /// own hurries the flight.
+    pub(crate) fn join(&self, span: SpanId, waiter: Option<W>, ticket: &Arc<Ticket>) -> Joined {
+        let mut flying = self.flying.lock();
+        let word = self.word(span);
+        let now = word.load(Ordering::Acquire);
+        let origin = match now & STATE {
+            PRESENT => return Joined::Present,
+            IN_FLIGHT => {
+                if let Some(flight) = flying.get_mut(&span) {
+                    flight.waiters.extend(waiter);
+                    flight.ticket.promote(ticket.lane());
+                }
+                return Joined::Waiting;
+            }
+            UNVERIFIED => Origin::Disk,
+            _ => Origin::Registry,
+        };
+        word.store(now & !STATE | IN_FLIGHT, Ordering::Release);
+        let flight = Flight {
+            ticket: Arc::clone(ticket),
+            waiters: waiter.into_iter().collect(),
+        };
+        flying.insert(span, flight);
+        Joined::Started(origin)
+    }
+
+    /// Takes those who wait for a span in flight, which goes on flying.
+    pub(crate) fn take_waiters(&self, span: SpanId) -> Vec<W> {
+        let mut flying = self.flying.lock();
+        let flight = flying.get_mut(&span);
+        flight.map_or_else(Vec::new, |flight| std::mem::take(&mut flight.waiters))
+    }
+
+    /// Ends a flight and returns who still waits.
+    pub(crate) fn finish(&self, span: SpanId, present: bool) -> Vec<W> {
+        let mut flying = self.flying.lock();
+        let Some(flight) = flying.remove(&span) else {
+            return Vec::new();
+        };
+        let word = self.word(span);
+        let state = if present { PRESENT } else { ABSENT };
+        let now = word.load(Ordering::Acquire);
+        word.store(now & !STATE | state, Ordering::Release);
+        flight.waiters
+    }
+
+    /// Declares a present span absent; `false` if it was not present.
+    pub(crate) fn leave(&self, span: SpanId) -> bool {
+        let _flying = self.flying.lock();
+        let word = self.word(span);
+        let now = word.load(Ordering::Acquire);
+        if now & STATE != PRESENT {
+            return false;
+        }
+        let next = (now & !STATE).wrapping_add(GENERATION) | ABSENT;
+        word.store(next, Ordering::Release);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::schedule::Lane;
+    use super::*;
+
+    const A: SpanId = SpanId(0);
+    const BOTH: Range<SpanId> = SpanId(0)..SpanId(2);
+
+    fn ticket(lane: Lane) -> Arc<Ticket> {
+        Arc::new(Ticket::new(lane))
+    }
+
+    #[test]
+    fn the_first_to_ask_starts_a_span_and_the_others_wait() {
+        let flights = Flights::new(&[false, true]);
+        let demand = ticket(Lane::Demand);
+        assert_eq!(
+            flights.join(A, Some(1), &demand),
+            Joined::Started(Origin::Registry)
+        );
+        assert_eq!(flights.join(A, Some(2), &demand), Joined::Waiting);
+        assert_eq!(flights.take_waiters(A), [1, 2]);
+        assert_eq!(flights.join(A, Some(3), &demand), Joined::Waiting);
+        assert_eq!(flights.finish(A, true), [3]);
+        assert_eq!(flights.join(A, Some(4), &demand), Joined::Present);
+    }
+
+    #[test]
+    fn a_span_claimed_by_the_disk_is_checked_before_it_is_present() {
+        let flights = Flights::new(&[true]);
+        assert!(flights.sight(A..SpanId(1)).is_none());
+        let started = flights.join(A, Some(1), &ticket(Lane::Demand));
+        assert_eq!(started, Joined::Started(Origin::Disk));
+        assert_eq!(flights.finish(A, false), [1]);
+        let again = flights.join(A, Some(1), &ticket(Lane::Demand));
+        assert_eq!(
+            again,
+            Joined::Started(Origin::Registry),
+            "a failure is never permanent"
+        );
+    }
+
+    #[test]
+    fn a_demand_read_hurries_a_background_flight() {
+        let flights = Flights::new(&[false]);
+        let fill = ticket(Lane::Fill);
+        flights.join(A, None::<u8>, &fill);
+        flights.join(A, Some(1), &ticket(Lane::Readahead));
+        assert_eq!(fill.lane(), Lane::Readahead);
+        flights.join(A, Some(1), &ticket(Lane::Demand));
+        assert_eq!(fill.lane(), Lane::Demand);
+        flights.join(A, None, &ticket(Lane::Fill));
+        assert_eq!(fill.lane(), Lane::Demand, "never slowed down");
+    }
+
+    #[test]
+    fn a_sighting_ends_when_a_span_leaves_even_if_it_comes_back() {
+        let flights = Flights::<u8>::new(&[false, false]);
+        let demand = ticket(Lane::Demand);
+        for span in [A, SpanId(1)] {
+            flights.join(span, None, &demand);
+            flights.finish(span, true);
+        }
+        let seen = flights.sight(BOTH);
+        assert!(seen.as_ref().is_some_and(|seen| flights.still(BOTH, seen)));
+        assert!(flights.leave(A));
+        assert!(!flights.leave(A));
+        flights.join(A, None, &demand);
+        flights.finish(A, true);
+        assert!(flights.sight(BOTH).is_some());
+        assert!(!seen.is_some_and(|seen| flights.still(BOTH, &seen)));
+    }
+}

@@ -1,0 +1,72 @@
+//! `origin`: what a layer's directory belongs to.
+
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use ztoc::Digest;
+
+use super::store::NewLayer;
+use crate::registry::digest_text;
+
+const VERSION: u32 = 1;
+/// Far more than a record has.
+const LARGEST: u64 = 64 << 10;
+
+/// Ties the files of a directory together: a zTOC does not say which layer it describes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Origin {
+    version: u32,
+    #[serde(with = "digest_text")]
+    layer: Digest,
+    #[serde(with = "digest_text")]
+    ztoc: Digest,
+    /// Compressed bytes of the layer by its zTOC.
+    size: u64,
+    /// The image it was first prepared for; for people.
+    image: String,
+}
+
+impl Origin {
+    /// The record of a layer that has `size` compressed bytes by its zTOC.
+    pub(crate) fn new(new: &NewLayer, size: u64) -> Self {
+        Self {
+            version: VERSION,
+            layer: new.layer,
+            ztoc: new.ztoc,
+            size,
+            image: new.image.clone(),
+        }
+    }
+
+    /// Digest of the zTOC.
+    pub(crate) fn ztoc(&self) -> Digest {
+        self.ztoc
+    }
+
+    /// Compressed bytes of the layer by its zTOC.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The file's text.
+    pub(crate) fn to_text(&self) -> io::Result<String> {
+        serde_json::to_string_pretty(self).map_err(io::Error::other)
+    }
+
+    /// The record at `path`, in the directory of `layer`.
+    pub(crate) fn read(path: &Path, layer: &Digest) -> io::Result<Self> {
+        let invalid = |detail: &str| io::Error::new(io::ErrorKind::InvalidData, detail);
+        if path.metadata()?.len() > LARGEST {
+            return Err(invalid("the record is too large"));
+        }
+        let record: Self = serde_json::from_slice(&std::fs::read(path)?)?;
+        if record.version != VERSION {
+            return Err(invalid("the record has an unknown version"));
+        }
+        if record.layer != *layer {
+            return Err(invalid("the record is of another layer"));
+        }
+        Ok(record)
+    }
+}

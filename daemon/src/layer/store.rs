@@ -1,0 +1,438 @@
+//! `<root>/layers`: one directory for each layer digest, and the layers that are open.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use ztoc::error::DecodeError;
+use ztoc::unit::ByteLen as _;
+use ztoc::{Digest, SpanId, SpanTable, Ztoc};
+
+use super::Layer;
+use super::counters::LayerCounters;
+use super::engine::{Engine, LayerOptions};
+use super::record::Origin;
+use super::source::BlobSource;
+use crate::registry::flight::Flights;
+
+/// Directories not yet, or no longer, a layer's; swept at start.
+const UNFINISHED: &str = ".new-";
+/// Largest zTOC read, in bytes. 33 KiB a span: enough for a layer of 64 GiB at the usual span size.
+pub const MAX_ZTOC_SIZE: u64 = 512 << 20;
+/// Largest span accepted, compressed or not, in bytes: it is decoded in memory.
+const MAX_SPAN: u64 = 256 << 20;
+/// How long a layer may be prepared and not yet named by a snapshot.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The layers on this node.
+#[derive(Debug, Clone)]
+pub struct LayerStore {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    root: PathBuf,
+    engine: Arc<Engine>,
+    open: Mutex<HashMap<Digest, Weak<Layer>>>,
+    /// Prepared, and not yet seen in use: not to be collected.
+    fresh: Mutex<HashMap<Digest, Instant>>,
+    opening: Flights<Digest, Result<Arc<Layer>, LayerError>>,
+}
+
+/// A layer to be stored.
+#[derive(Debug, Clone)]
+pub struct NewLayer {
+    /// Digest of the compressed layer.
+    pub layer: Digest,
+    /// Size of the compressed layer, if its descriptor is known.
+    pub size: Option<u64>,
+    /// Digest of the zTOC.
+    pub ztoc: Digest,
+    /// The zTOC, verified against its digest.
+    pub bytes: Bytes,
+    /// The image it is prepared for.
+    pub image: String,
+}
+
+/// Why a layer cannot be stored or opened.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum LayerError {
+    /// The layer is not on this node.
+    #[error("layer {0} is not stored here")]
+    Missing(Digest),
+    /// Its files could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+    /// The stored zTOC is not the one that was stored.
+    #[error("the zTOC of layer {layer} on disk is damaged")]
+    Damaged {
+        /// The layer.
+        layer: Digest,
+    },
+    /// The bytes are no zTOC.
+    #[error("zTOC {ztoc} of layer {layer}: {source}")]
+    Ztoc {
+        /// The layer.
+        layer: Digest,
+        /// The zTOC.
+        ztoc: Digest,
+        /// What is wrong.
+        source: Box<DecodeError>,
+    },
+    /// The zTOC is of another layer.
+    #[error("the zTOC describes a layer of {actual} bytes, but layer {layer} has {expected}")]
+    Size {
+        /// The layer.
+        layer: Digest,
+        /// Bytes by the descriptor.
+        expected: u64,
+        /// Bytes by the zTOC.
+        actual: u64,
+    },
+    /// A span is too large to be decoded in memory.
+    #[error(
+        "span {span} of layer {layer} has {bytes} bytes, more than the {MAX_SPAN} accepted; \
+             build the index with a smaller span size"
+    )]
+    Span {
+        /// The layer.
+        layer: Digest,
+        /// The span.
+        span: SpanId,
+        /// Its size, the larger of compressed and not.
+        bytes: u64,
+    },
+}
+
+impl LayerStore {
+    /// The store at `root`, made if missing and swept of unfinished work. Fetches run on `runtime`. Blocks
+    /// on file I/O.
+    pub fn start(root: &Path, options: LayerOptions, runtime: Handle) -> Result<Self, LayerError> {
+        let failed = |source| io_error(root, source);
+        fs::create_dir_all(root).map_err(failed)?;
+        sweep(root).map_err(failed)?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                root: root.to_owned(),
+                engine: Arc::new(Engine::start(options, runtime).map_err(failed)?),
+                open: Mutex::default(),
+                fresh: Mutex::default(),
+                opening: Flights::new(),
+            }),
+        })
+    }
+
+    /// Gives up all fetches and waits until they are gone; what is local can still be read.
+    pub async fn stop(&self) {
+        self.shared.engine.stop().await;
+    }
+
+    /// The digest of the zTOC that is stored for `layer`. Blocks on file I/O, briefly.
+    pub fn stored(&self, layer: &Digest) -> Option<Digest> {
+        let dir = self.shared.dir(layer);
+        let ztoc = Origin::read(&dir.join("origin"), layer).ok()?.ztoc();
+        dir.join("ztoc").metadata().ok()?;
+        self.shared.fresh.lock().insert(*layer, Instant::now());
+        Some(ztoc)
+    }
+
+    /// Whether the stored zTOC describes a layer of `size` compressed bytes; what is not stored, and an
+    /// unknown size, pass.
+    pub async fn check_size(&self, layer: &Digest, size: Option<u64>) -> Result<(), LayerError> {
+        let shared = Arc::clone(&self.shared);
+        let (layer, Some(expected)) = (*layer, size) else {
+            return Ok(());
+        };
+        blocking(
+            move || match Origin::read(&shared.dir(&layer).join("origin"), &layer) {
+                Ok(origin) if origin.size() != expected => Err(LayerError::Size {
+                    layer,
+                    expected,
+                    actual: origin.size(),
+                }),
+                _ => Ok(()),
+            },
+        )
+        .await
+    }
+
+    /// Checks a zTOC and stores it. Nothing changes if the layer is stored already, with whichever zTOC.
+    pub async fn insert(&self, new: NewLayer) -> Result<(), LayerError> {
+        let shared = Arc::clone(&self.shared);
+        shared.fresh.lock().insert(new.layer, Instant::now());
+        blocking(move || shared.insert(&new)).await
+    }
+
+    /// Forgets what is stored for a layer, so that it can be inserted anew. A layer that is open goes on.
+    pub async fn remove(&self, layer: &Digest) -> Result<(), LayerError> {
+        let shared = Arc::clone(&self.shared);
+        let layer = *layer;
+        blocking(move || shared.remove(&layer)).await
+    }
+
+    /// The layer, opened from disk if it is not open. `source` makes the source of `image` for a blob of
+    /// the size given. No network is asked.
+    pub async fn open(
+        &self,
+        layer: &Digest,
+        image: String,
+        source: impl FnOnce(u64) -> Arc<dyn BlobSource>,
+    ) -> Result<Arc<Layer>, LayerError> {
+        let open = self.opened(layer);
+        let open = match open {
+            Some(open) => open,
+            None => self.open_from_disk(*layer).await?,
+        };
+        self.shared.fresh.lock().remove(layer);
+        let source = source(open.spans().compressed_size());
+        open.sources.add(image, source);
+        Ok(open)
+    }
+
+    fn opened(&self, layer: &Digest) -> Option<Arc<Layer>> {
+        self.shared.open.lock().get(layer)?.upgrade()
+    }
+
+    async fn open_from_disk(&self, layer: Digest) -> Result<Arc<Layer>, LayerError> {
+        let work = || {
+            let shared = Arc::clone(&self.shared);
+            blocking(move || shared.open(layer))
+        };
+        self.shared.opening.join(layer, work).await
+    }
+
+    /// Deletes the layers that are not in `live`, except those that are open or were just prepared.
+    pub async fn retain(&self, live: &BTreeSet<Digest>) {
+        let shared = Arc::clone(&self.shared);
+        let live = live.clone();
+        let _ = blocking(move || {
+            shared.retain(&live);
+            Ok(())
+        })
+        .await;
+    }
+
+    /// The counters of all open layers.
+    pub fn counters(&self) -> Vec<(Digest, LayerCounters)> {
+        let layers = self.open_layers();
+        let counted = layers
+            .iter()
+            .map(|layer| (layer.digest(), layer.counters()));
+        counted.collect()
+    }
+
+    /// The layers that are open.
+    pub fn open_layers(&self) -> Vec<Arc<Layer>> {
+        let open = self.shared.open.lock();
+        open.values().filter_map(Weak::upgrade).collect()
+    }
+}
+
+impl Shared {
+    fn dir(&self, layer: &Digest) -> PathBuf {
+        self.root.join(layer.hex())
+    }
+
+    fn insert(&self, new: &NewLayer) -> Result<(), LayerError> {
+        let dir = self.dir(&new.layer);
+        if Origin::read(&dir.join("origin"), &new.layer).is_ok() {
+            return Ok(());
+        }
+        let ztoc = decode(&new.layer, &new.ztoc, &new.bytes)?;
+        check(&new.layer, new.size, ztoc.spans())?;
+        let origin = Origin::new(new, ztoc.spans().compressed_size());
+        self.write(&dir, new, &origin)
+            .map_err(|source| io_error(&dir, source))
+    }
+
+    fn write(&self, dir: &Path, new: &NewLayer, origin: &Origin) -> io::Result<()> {
+        let unfinished = tempfile::Builder::new()
+            .prefix(UNFINISHED)
+            .tempdir_in(&self.root)?;
+        let origin = origin.to_text()?;
+        write_synced(&unfinished.path().join("ztoc"), &new.bytes)?;
+        write_synced(&unfinished.path().join("origin"), origin.as_bytes())?;
+        match fs::rename(unfinished.path(), dir) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                if Origin::read(&dir.join("origin"), &new.layer).is_ok() {
+                    return Ok(());
+                }
+                // What is there is no layer: nobody can have it open.
+                fs::remove_dir_all(dir)?;
+                fs::rename(unfinished.path(), dir)?;
+            }
+            renamed => renamed?,
+        }
+        // It has its name; there is nothing left to remove under the old one.
+        let _ = unfinished.keep();
+        File::open(&self.root)?.sync_all()
+    }
+
+    fn remove(&self, layer: &Digest) -> Result<(), LayerError> {
+        let dir = self.dir(layer);
+        self.open.lock().remove(layer);
+        discard(&self.root, &dir).map_err(|source| io_error(&dir, source))
+    }
+
+    fn open(&self, layer: Digest) -> Result<Arc<Layer>, LayerError> {
+        if let Some(open) = self.open.lock().get(&layer).and_then(Weak::upgrade) {
+            return Ok(open);
+        }
+        let dir = self.dir(&layer);
+        let (ztoc, bytes) = read_ztoc(&dir, &layer)?;
+        let (toc, spans) = decode(&layer, &ztoc, &bytes)?.into_parts();
+        drop(bytes);
+        check(&layer, None, &spans)?;
+        let tree = Arc::new(fuse::LayerTree::new(toc));
+        let opened = Layer::open(&dir, layer, &ztoc, spans, tree, Arc::clone(&self.engine))
+            .map_err(|source| io_error(&dir, source))?;
+        let mut open = self.open.lock();
+        open.retain(|_, layer| layer.strong_count() > 0);
+        open.insert(layer, Arc::downgrade(&opened));
+        Ok(opened)
+    }
+
+    fn retain(&self, live: &BTreeSet<Digest>) {
+        self.fresh
+            .lock()
+            .retain(|layer, since| !live.contains(layer) && since.elapsed() < GRACE);
+        let Ok(entries) = fs::read_dir(&self.root) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let layer = name
+                .to_str()
+                .and_then(|hex| format!("sha256:{hex}").parse().ok());
+            let dead = layer.is_some_and(|layer| !live.contains(&layer) && !self.in_use(&layer));
+            if dead && let Err(error) = discard(&self.root, &entry.path()) {
+                let path = entry.path();
+                tracing::warn!(path = %path.display(), "cannot delete a layer's cache: {error}");
+            }
+        }
+    }
+
+    fn in_use(&self, layer: &Digest) -> bool {
+        let open = self
+            .open
+            .lock()
+            .get(layer)
+            .is_some_and(|layer| layer.strong_count() > 0);
+        open || self.fresh.lock().contains_key(layer)
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, LayerError> + Send + 'static,
+) -> Result<T, LayerError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(io_error(Path::new("layers"), io::Error::other(error))))
+}
+
+fn io_error(path: &Path, source: io::Error) -> LayerError {
+    LayerError::Io {
+        path: path.to_owned(),
+        source: Arc::new(source),
+    }
+}
+
+fn decode(layer: &Digest, ztoc: &Digest, bytes: &[u8]) -> Result<Ztoc, LayerError> {
+    Ztoc::decode(bytes).map_err(|source| LayerError::Ztoc {
+        layer: *layer,
+        ztoc: *ztoc,
+        source: Box::new(source),
+    })
+}
+
+/// What a zTOC must fulfil beyond being well-formed.
+fn check(layer: &Digest, size: Option<u64>, spans: &SpanTable) -> Result<(), LayerError> {
+    let actual = spans.compressed_size();
+    if let Some(expected) = size.filter(|&expected| expected != actual) {
+        return Err(LayerError::Size {
+            layer: *layer,
+            expected,
+            actual,
+        });
+    }
+    for span in (0..spans.count()).map(SpanId) {
+        let bytes = spans
+            .compressed(span)
+            .byte_len()
+            .max(spans.uncompressed(span).byte_len());
+        if bytes > MAX_SPAN {
+            return Err(LayerError::Span {
+                layer: *layer,
+                span,
+                bytes,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn read_ztoc(dir: &Path, layer: &Digest) -> Result<(Digest, Vec<u8>), LayerError> {
+    let failed = |path: &Path, source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => LayerError::Missing(*layer),
+        io::ErrorKind::InvalidData => LayerError::Damaged { layer: *layer },
+        _ => io_error(path, source),
+    };
+    let origin = dir.join("origin");
+    let record = Origin::read(&origin, layer).map_err(|source| failed(&origin, source))?;
+    let ztoc = record.ztoc();
+    let path = dir.join("ztoc");
+    let size = path
+        .metadata()
+        .map_err(|source| failed(&path, source))?
+        .len();
+    let bytes = match size {
+        0..=MAX_ZTOC_SIZE => fs::read(&path).map_err(|source| failed(&path, source))?,
+        _ => Vec::new(),
+    };
+    if Digest::of(&bytes) != ztoc {
+        return Err(LayerError::Damaged { layer: *layer });
+    }
+    Ok((ztoc, bytes))
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create_new(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Renames `dir` away at once, then deletes it.
+fn discard(root: &Path, dir: &Path) -> io::Result<()> {
+    let doomed = tempfile::Builder::new()
+        .prefix(UNFINISHED)
+        .tempdir_in(root)?;
+    match fs::rename(dir, doomed.path()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        renamed => {
+            renamed?;
+            doomed.close()
+        }
+    }
+}
+
+fn sweep(root: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(root)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
+}
