@@ -10,9 +10,9 @@ pub trait LayerContent: Send + Sync + 'static {
     /// for anything else `reply` moves elsewhere and this returns at once: it never waits for a
     /// network, a runtime or a lock held over I/O.
     ///
-    /// Every reply must come in the end: a reader cannot be killed while it waits for one, and a
-    /// container with such a reader cannot be stopped. (The kernel tells of killed readers by
-    /// FUSE_INTERRUPT, which fuser does not know.)
+    /// Every reply must come in the end. A reader that is killed while it waits ends at once, but
+    /// its request is not withdrawn (fuser knows no FUSE_INTERRUPT): the pages stay locked, and
+    /// whoever wants them waits, until the reply comes.
     fn read(&self, range: Range<UncompressedOffset>, reply: ReadReply);
 }
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuse::content::{LayerContent, ReadError, ReadReply};
 use fuse::{Layer, LayerTree, Operation};
@@ -153,6 +153,41 @@ fn reads_that_wait_do_not_stop_others() {
     for reader in readers {
         assert_eq!(reader.join().unwrap().unwrap_err().raw_os_error(), Some(5));
     }
+}
+
+#[test]
+fn a_reader_that_waits_can_be_killed() {
+    let tar = archive(&[Member::file("away", pattern(3_000_000))]);
+    let held = Arc::new(Mutex::new(Vec::new()));
+    let content = Stuck {
+        from: 0,
+        bytes: Arc::default(),
+        held: Arc::clone(&held),
+    };
+    let tree = Arc::new(LayerTree::new(toc(&tar)));
+    let view = MountedView::new(
+        vec![Layer {
+            tree,
+            content: Arc::new(content),
+        }],
+        false,
+    );
+    let mut reader = Command::new("cat")
+        .arg(view.path().join("away"))
+        .spawn()
+        .unwrap();
+    while held.lock().unwrap().is_empty() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    reader.kill().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let mut ended = false;
+    while !ended && Instant::now() < deadline {
+        ended = reader.try_wait().unwrap().is_some();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    held.lock().unwrap().clear();
+    assert!(ended);
 }
 
 /// Answers every read in one and the same way.
