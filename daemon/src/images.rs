@@ -10,6 +10,7 @@
 //! provide makes containerd download all those above it.
 
 mod manifest;
+mod settings;
 mod ztocs;
 
 use std::collections::BTreeSet;

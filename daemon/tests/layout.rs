@@ -128,7 +128,10 @@ fn an_existing_layout_is_replaced_and_anything_else_is_not() {
         (&home.join("thesis"), LayoutFormat::Directory),
     ] {
         let error = LayoutWriter::create(path, format, &index()).unwrap_err();
-        assert!(matches!(error.problem, LayoutProblem::NotALayout), "{error}");
+        assert!(
+            matches!(error.problem, LayoutProblem::NotALayout),
+            "{error}"
+        );
     }
     assert!(home.join("thesis").is_file());
 }
@@ -139,10 +142,16 @@ fn blobs_that_are_not_what_their_names_say_are_refused() {
     let path = dir.path().join("layout");
     write(&path, LayoutFormat::Directory, &[b"blob"]);
     let digest = Digest::of(b"blob");
-    let too_large = Layout::open(&path).unwrap().read_blob(&digest, 3).unwrap_err();
+    let too_large = Layout::open(&path)
+        .unwrap()
+        .read_blob(&digest, 3)
+        .unwrap_err();
     assert!(matches!(too_large.problem, LayoutProblem::TooLarge { .. }));
     fs::write(path.join("blobs/sha256").join(digest.hex()), b"other").unwrap();
-    let corrupt = Layout::open(&path).unwrap().read_blob(&digest, 100).unwrap_err();
+    let corrupt = Layout::open(&path)
+        .unwrap()
+        .read_blob(&digest, 100)
+        .unwrap_err();
     assert!(matches!(corrupt.problem, LayoutProblem::Corrupt { .. }));
 }
 

@@ -42,6 +42,9 @@ pub struct MountOptions {
     /// The kernel's read-ahead per file in KiB, and so the largest read it asks for; no request is
     /// larger than 1024.
     pub read_ahead_kib: u32,
+    /// Log each request of the kernel with its path, at debug level. Finding the path of a file
+    /// takes a look at all names of its layer: for studying what a program reads, not for always.
+    pub log_operations: bool,
 }
 
 /// A mounted view. Dropping it detaches the mount; whoever still uses it is served to the end.
@@ -58,12 +61,14 @@ pub struct Session {
 }
 
 impl MountOptions {
-    /// Two threads, 1 MiB of read-ahead, statfs(2) from the file system of `statfs_path`.
+    /// Two threads, 1 MiB of read-ahead, statfs(2) from the file system of `statfs_path`, no log of
+    /// operations.
     pub fn new(statfs_path: impl Into<PathBuf>) -> Self {
         Self {
             threads: 2,
             statfs_path: statfs_path.into(),
             read_ahead_kib: 1024,
+            log_operations: false,
         }
     }
 }
@@ -134,8 +139,7 @@ fn serve(
 ) -> io::Result<Session> {
     let held = device.try_clone()?;
     let counters = Arc::new(Counters::default());
-    let statfs_path = options.statfs_path.clone();
-    let filesystem = ViewFilesystem::new(view, Arc::clone(&counters), statfs_path);
+    let filesystem = ViewFilesystem::new(view, Arc::clone(&counters), options);
     let acl = fuser::SessionACL::All;
     let mut config = fuser::Config::default();
     config.n_threads = Some(options.threads.max(1));

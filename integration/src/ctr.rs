@@ -142,28 +142,12 @@ impl Ctr {
 
     /// Prepares a writable snapshot `key` on top of `parent`.
     pub fn prepare(&self, snapshotter: &str, key: &str, parent: &str) -> Result<SnapshotMount> {
-        self.snapshot(&[
-            "snapshots",
-            "--snapshotter",
-            snapshotter,
-            "prepare",
-            "--mounts",
-            key,
-            parent,
-        ])
+        self.snapshot("prepare", snapshotter, key, parent)
     }
 
     /// Opens a read-only snapshot `key` of `parent`.
     pub fn view(&self, snapshotter: &str, key: &str, parent: &str) -> Result<SnapshotMount> {
-        self.snapshot(&[
-            "snapshots",
-            "--snapshotter",
-            snapshotter,
-            "view",
-            "--mounts",
-            key,
-            parent,
-        ])
+        self.snapshot("view", snapshotter, key, parent)
     }
 
     /// Removes a snapshot.
@@ -176,11 +160,25 @@ impl Ctr {
         Ok(self.call(arguments)?.lines().map(str::to_owned).collect())
     }
 
-    fn snapshot(&self, arguments: &[&str]) -> Result<SnapshotMount> {
-        let json = self.call(arguments)?;
+    fn snapshot(
+        &self,
+        what: &str,
+        snapshotter: &str,
+        key: &str,
+        parent: &str,
+    ) -> Result<SnapshotMount> {
+        let snapshots = ["snapshots", "--snapshotter", snapshotter];
+        let json = run(self
+            .command()
+            .args(snapshots)
+            .args([what, "--mounts", key, parent]))?;
+        // Or it is garbage as soon as containerd looks: nothing refers to it. ctr does so by
+        // itself for `prepare` only.
+        let root = ["label", key, "containerd.io/gc.root=test"];
+        run(self.command().args(snapshots).args(root))?;
         let mut mounts: Vec<SnapshotMount> =
-            serde_json::from_str(&json).with_context(|| format!("{arguments:?} printed {json}"))?;
-        anyhow::ensure!(mounts.len() == 1, "{arguments:?}: {} mounts", mounts.len());
+            serde_json::from_str(&json).with_context(|| format!("ctr printed {json}"))?;
+        anyhow::ensure!(mounts.len() == 1, "{key}: {} mounts", mounts.len());
         Ok(mounts.remove(0))
     }
 }

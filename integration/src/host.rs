@@ -147,12 +147,12 @@ impl Host {
         Ok(Layout::open(&out))
     }
 
-    /// The tree of `image`'s root through `snapshotter`, as a container without any writes sees it.
+    /// The tree of an image through `snapshotter`, as a container sees it that has written nothing.
     pub fn walk(&self, snapshotter: &str, published: &Published) -> Result<Tree> {
         let key = format!("walk-{snapshotter}-{}", &published.image.manifest[7..19]);
         let ctr = self.ctr();
         let mounts = ctr
-            .view(snapshotter, &key, &published.image.chain_id())
+            .prepare(snapshotter, &key, &published.image.chain_id())
             .with_context(|| format!("{} through {snapshotter}", published.reference))?;
         let tree = walk(mounts.mount(&self.scratch, &key)?.path());
         ctr.remove_snapshot(snapshotter, &key)?;

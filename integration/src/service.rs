@@ -113,7 +113,17 @@ impl Drop for Service {
             eprintln!("{error:#}");
         }
         if std::thread::panicking() {
-            eprintln!("--- end of the log of {}\n{}", self.name, tail(&self.log()));
+            // Without what containerd and the registry say of every plugin and every request.
+            let is_news = |line: &&str| {
+                !line.contains("level=info") && !line.contains("\"response completed\"")
+            };
+            let log = self.log();
+            let news: Vec<_> = log.lines().filter(is_news).collect();
+            eprintln!(
+                "--- end of the log of {}\n{}",
+                self.name,
+                tail(&news.join("\n"))
+            );
         }
     }
 }

@@ -541,3 +541,40 @@ fn artifacts_of_the_soci_store_are_not_in_containerd_and_can_be_pushed() {
         .unwrap();
     site.get(&format!("app/manifests/{digest}"), MANIFEST);
 }
+
+#[test]
+fn an_index_named_by_the_user_is_passed_on_to_the_snapshotter() {
+    let site = Site::start();
+    let soci = site.soci();
+    let (reference, _) = site.publish("app");
+    let index = format!("sha256:{}", "a".repeat(64));
+    let pull = ["--plain-http", "--snapshotter", "overlayfs"];
+    call(
+        &soci,
+        "rpull",
+        &[&pull[..], &["--soci-index-digest", &index, &reference]].concat(),
+    );
+    let keys = site.ctr().snapshots("overlayfs").unwrap();
+    let snapshot = |key: &String| {
+        let info = ["snapshots", "--snapshotter", "overlayfs", "info", key];
+        serde_json::from_str::<Value>(&site.ctr().call(&info).unwrap()).unwrap()
+    };
+    for info in keys.iter().map(snapshot) {
+        let labels = &info["Labels"];
+        assert_eq!(
+            labels["containerd.io/snapshot/remote/soci.index.digest"],
+            index.as_str()
+        );
+        assert_eq!(
+            labels["containerd.io/snapshot/cri.image-ref"],
+            reference.as_str()
+        );
+    }
+    let error = refused(
+        &soci,
+        &["rpull", "--soci-index-digest", "sha256:12", &reference],
+    );
+    assert!(error.contains("not a sha256 digest"), "{error}");
+    let error = refused(&soci, &["rpull", "--user", "nocolon", &reference]);
+    assert!(error.contains("USER:PASSWORD"), "{error}");
+}

@@ -73,8 +73,8 @@ mod tests {
 
     #[test]
     fn optional_fields_are_skipped() {
-        let first_two = &TABLE[..TABLE.len() - 50];
-        let mount = topmost(first_two, Path::new("/a b"));
+        let table = b"40 22 0:39 / /view rw shared:1 master:2 - fuse.one soci ro";
+        let mount = topmost(table, Path::new("/view"));
         assert_eq!(mount.map(|mount| mount.kind), Some(&b"fuse.one"[..]));
     }
 }
