@@ -187,6 +187,7 @@ fn a_reader_that_waits_can_be_killed() {
         std::thread::sleep(Duration::from_millis(5));
     }
     held.lock().unwrap().clear();
+    reader.wait().unwrap();
     assert!(ended);
 }
 
