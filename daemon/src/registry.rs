@@ -19,6 +19,7 @@ mod error;
 pub(crate) mod flight;
 mod hosts;
 mod manifests;
+mod proxy;
 mod push;
 mod redacted;
 mod reference;

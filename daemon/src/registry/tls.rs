@@ -8,6 +8,7 @@ use reqwest::{Certificate, ClientBuilder, Identity, redirect};
 
 use super::config::{RegistryConfig, TlsConfig};
 use super::error::Problem;
+use super::proxy;
 
 /// Makes `ring` the process's cryptography; rustls wants to be told once. Later calls do nothing.
 pub fn install() {
@@ -47,7 +48,11 @@ pub(crate) fn client(config: &RegistryConfig, host: &HostTls) -> Result<reqwest:
 }
 
 fn builder(config: &RegistryConfig, host: &HostTls) -> Result<ClientBuilder, Problem> {
-    let builder = reqwest::Client::builder()
+    let builder = reqwest::Client::builder().no_proxy();
+    let builder = proxy::from_environment()?
+        .into_iter()
+        .fold(builder, ClientBuilder::proxy);
+    let builder = builder
         .user_agent(&config.user_agent)
         .redirect(redirect::Policy::none())
         .referer(false)

@@ -359,3 +359,24 @@ async fn a_host_where_nobody_listens_is_a_clear_error() {
         "{error}"
     );
 }
+
+/// Runs another test of this file in a process of its own with `HTTP_PROXY` set.
+fn passes_with_proxy(test: &str, proxy: &str) -> bool {
+    let run = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test])
+        .env("HTTP_PROXY", format!("http://{proxy}"))
+        .env_remove("NO_PROXY")
+        .output()
+        .unwrap();
+    let output = String::from_utf8_lossy(&run.stdout).into_owned();
+    assert!(output.contains("running 1 test"), "{output}");
+    run.status.success()
+}
+
+#[tokio::test]
+async fn the_proxy_of_the_environment_is_not_asked_for_loopback() {
+    assert!(passes_with_proxy(
+        "ranges::a_range_is_one_request_that_names_us",
+        "127.0.0.1:1"
+    ));
+}
