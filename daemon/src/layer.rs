@@ -36,11 +36,11 @@ use ztoc::{Digest, SpanId, SpanTable, UncompressedOffset};
 use self::cache::SpanCache;
 use self::counters::{Counters, Throttle, add};
 use self::engine::Engine;
-use self::fetch::Landing;
+use self::fetch::{Landing, Run};
 use self::flight::{Flights, Joined, Origin};
 use self::pending::PendingRead;
 use self::readahead::Streams;
-use self::schedule::{Ticket, coalesce};
+use self::schedule::Ticket;
 use self::source::Sources;
 
 pub use self::counters::LayerCounters;
@@ -181,20 +181,27 @@ impl Layer {
         let Some(this) = self.this.upgrade() else {
             return;
         };
-        let ticket = Arc::new(Ticket::new(lane));
-        let mut absent = Vec::new();
+        let limit = self.engine.options.max_request;
+        let mut runs: Vec<Run> = Vec::new();
         for span in (spans.start.0..spans.end.0).map(SpanId) {
-            match self.join(span, read, &ticket) {
-                Some(Origin::Registry) => absent.push(span),
-                Some(Origin::Disk) => Landing::new(&this, span).recover(Arc::clone(&ticket)),
-                None => {}
+            let run = runs.last_mut();
+            let run = run.filter(|run| run.has_room(span, &self.spans, limit));
+            let ticket = match &run {
+                Some(run) => Arc::clone(&run.ticket),
+                None => Arc::new(Ticket::new(lane)),
+            };
+            match (self.join(span, read, &ticket), run) {
+                (Some(Origin::Registry), Some(run)) => run.landings.push(Landing::new(&this, span)),
+                (Some(Origin::Registry), None) => {
+                    let landings = vec![Landing::new(&this, span)];
+                    runs.push(Run { landings, ticket });
+                }
+                (Some(Origin::Disk), _) => Landing::new(&this, span).recover(ticket),
+                (None, _) => {}
             }
         }
-        for run in coalesce(&absent, &self.spans, self.engine.options.max_request) {
-            let ids = (run.start.0..run.end.0).map(SpanId);
-            let landings = ids.map(|span| Landing::new(&this, span)).collect();
-            let work = fetch::run(Arc::clone(&this), landings, Arc::clone(&ticket));
-            self.engine.spawn(work);
+        for run in runs {
+            self.engine.spawn(run.fetch(Arc::clone(&this)));
         }
     }
 

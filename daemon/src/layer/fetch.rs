@@ -6,7 +6,7 @@ use bytes::Bytes;
 use fuse::content::ReadError;
 use tokio::sync::mpsc;
 use ztoc::unit::ByteLen as _;
-use ztoc::{CompressedOffset, CompressedSpan, SpanId};
+use ztoc::{CompressedOffset, CompressedSpan, SpanId, SpanTable};
 
 use super::Layer;
 use super::counters::add;
@@ -22,22 +22,42 @@ pub(crate) struct Landing {
     landed: bool,
 }
 
-/// Gets spans of `layer`, neighbours in one request; those whose bytes are wrong again, one by one.
-pub(crate) async fn run(layer: Arc<Layer>, landings: Vec<Landing>, ticket: Arc<Ticket>) {
-    let retries = layer.engine.options.verification_retries;
-    let mut open = attempt(&layer, landings, 0, &ticket).await;
-    for number in 1..=retries {
-        let mut still_open = Vec::new();
-        for landing in open {
-            still_open.extend(attempt(&layer, vec![landing], number, &ticket).await);
-        }
-        open = still_open;
+/// Neighbouring spans that are to be fetched by one request, and its urgency.
+#[derive(Debug)]
+pub(crate) struct Run {
+    /// Ascending, without a gap; not empty.
+    pub(crate) landings: Vec<Landing>,
+    pub(crate) ticket: Arc<Ticket>,
+}
+
+impl Run {
+    /// Whether `span` follows, and the request would still have no more than `limit` bytes.
+    pub(crate) fn has_room(&self, span: SpanId, table: &SpanTable, limit: u64) -> bool {
+        let (Some(first), Some(last)) = (self.landings.first(), self.landings.last()) else {
+            return false;
+        };
+        let longer = first.span..SpanId(span.0.saturating_add(1));
+        last.span.0.checked_add(1) == Some(span.0) && compressed(table, &longer).byte_len() <= limit
     }
-    for landing in open {
-        tracing::error!(
-            layer = %layer.digest, span = %landing.span, attempts = u64::from(retries) + 1,
-            "the sources do not give the bytes that the zTOC describes; the reads of this span fail"
-        );
+
+    /// Gets the spans; those whose bytes are wrong again, one by one.
+    pub(crate) async fn fetch(self, layer: Arc<Layer>) {
+        let Self { landings, ticket } = self;
+        let retries = layer.engine.options.verification_retries;
+        let mut open = attempt(&layer, landings, 0, &ticket).await;
+        for number in 1..=retries {
+            let mut still_open = Vec::new();
+            for landing in open {
+                still_open.extend(attempt(&layer, vec![landing], number, &ticket).await);
+            }
+            open = still_open;
+        }
+        for landing in open {
+            tracing::error!(
+                layer = %layer.digest, span = %landing.span, attempts = u64::from(retries) + 1,
+                "the sources do not give the bytes that the zTOC describes; the reads of this span fail"
+            );
+        }
     }
 }
 
@@ -208,8 +228,11 @@ impl Landing {
         add(&layer.counters.bad_cached_spans, 1);
         tracing::warn!(layer = %layer.digest, span = %self.span, "a cached span is damaged; it is fetched again");
         layer.cache.forget(self.span, range);
-        let work = run(Arc::clone(&layer), vec![self], Arc::clone(ticket));
-        layer.engine.spawn(work);
+        let run = Run {
+            landings: vec![self],
+            ticket: Arc::clone(ticket),
+        };
+        layer.engine.spawn(run.fetch(Arc::clone(&layer)));
     }
 }
 

@@ -33,7 +33,7 @@ impl Lane {
     }
 }
 
-/// One piece of work and its urgency, which can only rise.
+/// The urgency of one request, which can only rise. One task at a time waits on it.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     lane: AtomicU8,
@@ -122,29 +122,6 @@ impl Share {
         let permit = permits.acquire_many_owned(wanted.clamp(1, self.size)).await;
         permit.ok().map(Room)
     }
-}
-
-/// Cuts ascending spans into runs of neighbours, each to be fetched by one request of at most
-/// `max_request` bytes (or of one span).
-pub(crate) fn coalesce(
-    spans: &[SpanId],
-    table: &SpanTable,
-    max_request: u64,
-) -> Vec<Range<SpanId>> {
-    let mut runs: Vec<Range<SpanId>> = Vec::new();
-    for &span in spans {
-        let next = SpanId(span.0 + 1);
-        match runs.last_mut() {
-            Some(run)
-                if run.end == span
-                    && compressed(table, &(run.start..next)).byte_len() <= max_request =>
-            {
-                run.end = next;
-            }
-            _ => runs.push(span..next),
-        }
-    }
-    runs
 }
 
 /// The compressed bytes of a run of spans; the boundary byte that neighbours share is in it once.

@@ -549,7 +549,8 @@ async fn a_demand_read_does_not_wait_behind_a_stalled_fill() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     // One fetch of the fill holds all of its budget; this span is queued behind it, and hurried.
-    let queued = (2..9).find(|&id| {
+    // The last of them: a wake-up must reach the right request.
+    let queued = (2..9).rev().find(|&id| {
         node.layer.spans().compressed(SpanId(id)).start.0 != node.source.requests()[0].start
     });
     node.assert_right(node.span(queued.unwrap())).await;
