@@ -76,7 +76,7 @@ impl App {
     pub async fn build(
         settings: &Settings,
         config: &Config,
-        images: impl FnOnce(&Root, &Arc<Metrics>) -> Result<Arc<dyn Images>>,
+        images: impl AsyncFnOnce(&Root, &Arc<Metrics>) -> Result<Arc<dyn Images>>,
     ) -> Result<Self> {
         // First, so that no signal falls between.
         let signals = Signals::catch().context("cannot catch signals")?;
@@ -85,7 +85,7 @@ impl App {
             support::check(root.path())?;
         }
         let metrics = Arc::new(Metrics::new());
-        let images = images(&root, &metrics)?;
+        let images = images(&root, &metrics).await?;
         let overlay = support::overlay_options();
         let snapshotter = Snapshotter::open(root.path(), images, overlay, Arc::clone(&metrics))
             .with_context(|| format!("cannot open the snapshots in {}", root.path().display()))?;

@@ -133,7 +133,7 @@ impl Artifacts {
                 other => all.extend(other.map_err(failed(&path))?),
             }
         }
-        all.sort_by(|a, b| (b.created_at, b.digest).cmp(&(a.created_at, a.digest)));
+        all.sort_by_key(|it| std::cmp::Reverse((it.created_at, it.digest)));
         Ok(all)
     }
 
@@ -201,14 +201,19 @@ mod version_number {
     use super::*;
     use serde::{Deserializer, Serializer, de::Error as _};
 
-    pub(super) fn serialize<S: Serializer>(version: &IndexVersion, out: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        version: &IndexVersion,
+        out: S,
+    ) -> Result<S::Ok, S::Error> {
         out.serialize_u8(match version {
             IndexVersion::V1 => 1,
             IndexVersion::V2 => 2,
         })
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<IndexVersion, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<IndexVersion, D::Error> {
         match u8::deserialize(from)? {
             1 => Ok(IndexVersion::V1),
             2 => Ok(IndexVersion::V2),
@@ -269,7 +274,12 @@ mod tests {
         let found = artifacts.ztoc_of(&layer, 1).unwrap();
         assert_eq!(found, Some(ztoc(b"c", 1, 3)));
         assert_eq!(artifacts.ztoc_of(&layer, 9).unwrap(), None);
-        let listed: Vec<_> = artifacts.list().unwrap().iter().map(|it| it.created_at).collect();
+        let listed: Vec<_> = artifacts
+            .list()
+            .unwrap()
+            .iter()
+            .map(|it| it.created_at)
+            .collect();
         assert_eq!(listed, [3, 2, 1]);
         assert!(artifacts.remove(&Digest::of(b"c")).unwrap());
         assert!(!artifacts.remove(&Digest::of(b"c")).unwrap());

@@ -171,7 +171,8 @@ impl Config {
     /// # Errors
     /// The file cannot be read or is malformed; a file that was asked for is missing.
     pub fn load(path: Option<&Path>) -> Result<(Self, Vec<UnknownKey>), ConfigError> {
-        let (file, must_be) = path.map_or((Path::new(DEFAULT_PATH), false), |path| (path, true));
+        let must_be = path.is_some();
+        let file = path.unwrap_or_else(|| Path::new(DEFAULT_PATH));
         match std::fs::read_to_string(file) {
             Ok(text) => Self::parse(&text, file),
             Err(error) if !must_be && error.kind() == std::io::ErrorKind::NotFound => {

@@ -43,7 +43,9 @@ pub enum LayoutProblem {
     #[error("is compressed; decompress it first")]
     Compressed,
     /// A `docker save` archive of the old form.
-    #[error("is a docker-save archive, not an OCI layout; convert it first, for example with skopeo")]
+    #[error(
+        "is a docker-save archive, not an OCI layout; convert it first, for example with skopeo"
+    )]
     DockerSave,
     /// `index.json` is missing.
     #[error("has no {INDEX_FILE}")]

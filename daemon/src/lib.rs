@@ -10,6 +10,7 @@ pub mod containerd;
 pub mod content;
 pub mod discovery;
 pub mod error;
+pub mod images;
 pub mod layer;
 pub mod layout;
 pub mod logging;

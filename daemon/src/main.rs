@@ -7,12 +7,14 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use daemon::app::root::DEFAULT_ROOT;
+use daemon::app::root::{DEFAULT_ROOT, Root};
 use daemon::app::socket::DEFAULT_ADDRESS;
 use daemon::app::{Address, App, Settings};
 use daemon::config::Config;
+use daemon::images::ImageLayers;
 use daemon::logging::{self, LogLevel};
-use daemon::snapshot::images::{DeferAll, Images};
+use daemon::metrics::Metrics;
+use daemon::snapshot::images::Images;
 use daemon::{REVISION, VERSION};
 
 /// Starts containers from images that are still in the registry.
@@ -119,7 +121,11 @@ fn serve(arguments: &Arguments) -> Result<()> {
         .enable_all()
         .build()?;
     let ended = runtime.block_on(async {
-        let images = |_: &_, _: &_| Ok(Arc::new(DeferAll) as Arc<dyn Images>);
+        let images = async |root: &Root, metrics: &Arc<Metrics>| {
+            let images = ImageLayers::start(root.path(), &config)?;
+            metrics.watch(images.layers().clone());
+            Ok(Arc::new(images) as Arc<dyn Images>)
+        };
         let app = App::build(&settings, &config, images).await?;
         app.run().await
     });

@@ -1,9 +1,10 @@
 //! Prometheus metrics, under the names of the original: namespace `soci`, subsystem `fs`.
 
+mod layers;
 mod process;
 mod server;
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder};
@@ -14,6 +15,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use ztoc::Digest;
 
+use self::layers::Layers;
+use crate::layer::LayerStore;
 use crate::snapshot::decision::Outcome;
 
 pub use self::server::{MetricsServer, ServeError};
@@ -141,6 +144,7 @@ pub struct Metrics {
     milliseconds: Family<OfLayer, Histogram, fn() -> Histogram>,
     operations: Family<OfLayer, NamedCounter>,
     prepared: Family<OfOutcome, NamedCounter>,
+    layers: Layers,
 }
 
 impl Metrics {
@@ -151,6 +155,7 @@ impl Metrics {
         );
         let operations = Family::default();
         let prepared = Family::default();
+        let layers = Layers::default();
         let mut registry = Registry::with_prefix("soci_fs");
         registry.register(
             "operation_duration_milliseconds",
@@ -167,8 +172,10 @@ impl Metrics {
             "Layers by the way they were provided, and why not lazily",
             Family::clone(&prepared),
         );
+        layers.register(&mut registry);
         registry.register_collector(Box::new(process::Process));
         Self {
+            layers,
             registry,
             milliseconds,
             operations,
@@ -176,8 +183,14 @@ impl Metrics {
         }
     }
 
+    /// Has the numbers of these layers shown from now on.
+    pub fn watch(&self, layers: LayerStore) {
+        self.layers.watch(layers);
+    }
+
     /// Notes how long something took.
     pub fn took(&self, what: Timed, layer: Option<&Digest>, time: Duration) {
+        self.layers.note(layer);
         self.milliseconds
             .get_or_create(&OfLayer {
                 operation_type: what.name(),
@@ -188,6 +201,7 @@ impl Metrics {
 
     /// Counts something.
     pub fn count(&self, what: Counted, layer: Option<&Digest>) {
+        self.layers.note(layer);
         self.operations
             .get_or_create(&OfLayer {
                 operation_type: what.name(),
@@ -206,8 +220,20 @@ impl Metrics {
             .inc();
     }
 
+    /// Sets a number that is counted elsewhere.
+    fn set(&self, what: Counted, layer: &Digest, value: u64) {
+        self.operations
+            .get_or_create(&OfLayer {
+                operation_type: what.name(),
+                layer: layer.to_string(),
+            })
+            .0
+            .inner()
+            .store(value, Ordering::Relaxed);
+    }
+
     /// Forgets the series of a layer that is no longer on the node.
-    pub fn forget(&self, layer: &Digest) {
+    fn forget(&self, layer: &Digest) {
         let layer = layer.to_string();
         let series = |operation_type| OfLayer {
             operation_type,
@@ -223,6 +249,7 @@ impl Metrics {
 
     /// All metrics as Prometheus text (version 0.0.4).
     pub fn text(&self) -> String {
+        self.layers.refresh(self);
         let mut text = String::new();
         match prometheus_client::encoding::text::encode(&mut text, &self.registry) {
             Ok(()) => text,

@@ -39,6 +39,7 @@ pub use credentials::{
     CredentialError, CredentialProvider, CredentialQuery, Credentials, DockerConfig,
     FixedCredentials,
 };
+pub(crate) use descriptor::digest_text;
 pub use descriptor::{Descriptor, Resolved, media_type};
 pub use download::Download;
 pub use error::{Asked, Detail, Problem, RegistryError};
@@ -46,7 +47,7 @@ pub use reference::{ParseReferenceError, Reference};
 
 pub(crate) use download::digest_of;
 
-use hosts::{Endpoint, Hosts};
+use hosts::{Hosts, Purpose};
 use retry::{Attempts, Subject};
 use transport::{Payload, Transport};
 
@@ -61,7 +62,6 @@ pub struct Registry {
 
 #[derive(Debug)]
 struct Shared {
-    config: RegistryConfig,
     hosts: Hosts,
     transport: Transport,
 }
@@ -77,12 +77,11 @@ impl Registry {
     /// A client with these settings. Fails when a mirror is no host, or a certificate cannot be read;
     /// blocks on reading them.
     pub fn new(config: RegistryConfig) -> Result<Self, Problem> {
-        hosts::check(&config)?;
-        let transport = Transport::new(&config)?;
+        let transport = Transport::new(&config);
+        let client = tls::client(&config, &tls::HostTls::default())?;
         Ok(Self {
             shared: Arc::new(Shared {
-                config,
-                hosts: Hosts::new(),
+                hosts: Hosts::new(Arc::new(config), client)?,
                 transport,
             }),
         })
@@ -209,37 +208,20 @@ impl Registry {
         &self.shared.transport
     }
 
-    fn pull_attempts(
+    /// The tries of a call that asks for `object`.
+    async fn attempts(
         &self,
         reference: &Reference,
+        purpose: Purpose,
         object: String,
     ) -> Result<Attempts, RegistryError> {
-        let hosts = self.shared.hosts.for_pull(reference, &self.shared.config);
-        self.attempts(reference, object, hosts)
-    }
-
-    fn push_attempts(
-        &self,
-        reference: &Reference,
-        object: String,
-    ) -> Result<Attempts, RegistryError> {
-        let hosts = self.shared.hosts.for_push(reference, &self.shared.config);
-        self.attempts(reference, object, hosts)
-    }
-
-    fn attempts(
-        &self,
-        reference: &Reference,
-        object: String,
-        hosts: Result<Vec<Arc<Endpoint>>, Problem>,
-    ) -> Result<Attempts, RegistryError> {
-        match hosts {
+        match self.shared.hosts.of(reference, purpose).await {
             Ok(hosts) => {
                 let subject = Subject {
                     object,
                     repository: reference.repository().to_owned(),
                 };
-                Ok(Attempts::new(subject, hosts, &self.shared.config.http))
+                Ok(Attempts::new(subject, hosts, &self.shared.transport.http))
             }
             Err(problem) => Err(self.error(reference, object, problem)),
         }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use fuse::{MountOptions, Session, View};
@@ -36,6 +36,7 @@ struct Shared {
     mounted: Mutex<HashMap<Key, Weak<Mounted>>>,
     mounting: Flights<Key, Result<Arc<Mounted>, Failed>>,
     last: AtomicU64,
+    leaving: Arc<AtomicBool>,
 }
 
 /// What a view shows; the images its layers were prepared for do not matter.
@@ -50,6 +51,7 @@ struct Mounted {
     /// `None` once it is being unmounted.
     session: Option<Session>,
     runtime: Handle,
+    leaving: Arc<AtomicBool>,
 }
 
 /// [`MountError`] that can be given to several callers.
@@ -73,6 +75,7 @@ impl Views {
                 mounted: Mutex::default(),
                 mounting: Flights::new(),
                 last: AtomicU64::new(0),
+                leaving: Arc::default(),
             }),
         })
     }
@@ -109,6 +112,12 @@ impl Views {
         mounted
             .map(|mounted| mounted as Arc<dyn MountedView>)
             .map_err(MountError::from)
+    }
+
+    /// From now on views stay mounted when their last handle goes: the daemon is about to be started again,
+    /// and containers keep their root.
+    pub fn leave_mounted(&self) {
+        self.shared.leaving.store(true, Ordering::Release);
     }
 
     /// The mount points, and the layers that each shows.
@@ -153,6 +162,7 @@ impl Shared {
             session: Some(session.map_err(failed)?),
             path,
             runtime: self.runtime.clone(),
+            leaving: Arc::clone(&self.leaving),
         });
         let mut all = self.mounted.lock();
         all.retain(|_, view| view.strong_count() > 0);
@@ -170,6 +180,9 @@ impl MountedView for Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         let (session, path) = (self.session.take(), std::mem::take(&mut self.path));
+        if self.leaving.load(Ordering::Acquire) {
+            return session.into_iter().for_each(Session::leave_mounted);
+        }
         // Run in any case: a pool that has been shut down drops the closure, and with it the session.
         self.runtime.spawn_blocking(move || {
             drop(session);

@@ -23,10 +23,10 @@ use integration::registry::ScriptedRegistry;
 fn quick() -> RegistryConfig {
     RegistryConfig {
         http: HttpConfig {
-            dial_timeout: Duration::from_millis(500),
-            response_header_timeout: Duration::from_millis(300),
-            request_timeout: Duration::from_secs(10),
-            stall_timeout: Duration::from_millis(300),
+            dial_timeout: Duration::from_secs(1),
+            response_header_timeout: Duration::from_secs(1),
+            request_timeout: Duration::from_secs(30),
+            stall_timeout: Duration::from_secs(1),
             max_retries: 3,
             min_wait: Duration::from_millis(5),
             max_wait: Duration::from_secs(2),

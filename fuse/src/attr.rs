@@ -54,7 +54,7 @@ impl View {
     pub(crate) fn directory_attr(&self, directory: &MergedDirectory) -> FileAttr {
         let metadata = match directory.metadata {
             Some(node) => self.inode(node).metadata,
-            None => Metadata::IMPLIED,
+            None => self.implied_metadata(directory.node()),
         };
         let node = directory.node();
         let nlink = match directory.parts.len() {

@@ -9,6 +9,10 @@ pub trait LayerContent: Send + Sync + 'static {
     /// Reads `range`. What is local is answered before this returns, on the calling FUSE thread;
     /// for anything else `reply` moves elsewhere and this returns at once: it never waits for a
     /// network, a runtime or a lock held over I/O.
+    ///
+    /// Every reply must come in the end. A reader that is killed while it waits ends at once, but
+    /// its request is not withdrawn (fuser knows no FUSE_INTERRUPT): the pages stay locked, and
+    /// whoever wants them waits, until the reply comes.
     fn read(&self, range: Range<UncompressedOffset>, reply: ReadReply);
 }
 

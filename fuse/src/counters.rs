@@ -2,33 +2,86 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Numbers of one mounted view since it was mounted. Each only grows; read them at any time.
+/// What the kernel asks of a view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Operation {
+    /// A name in a directory.
+    Lookup,
+    /// The attributes of an inode.
+    Getattr,
+    /// A run of directory entries.
+    Readdir,
+    /// The target of a symbolic link.
+    Readlink,
+    /// One extended attribute.
+    Getxattr,
+    /// The names of the extended attributes.
+    Listxattr,
+    /// File data.
+    Read,
+}
+
+impl Operation {
+    /// All operations.
+    pub const ALL: [Self; 7] = [
+        Self::Lookup,
+        Self::Getattr,
+        Self::Readdir,
+        Self::Readlink,
+        Self::Getxattr,
+        Self::Listxattr,
+        Self::Read,
+    ];
+
+    /// The name that the original's metrics and logs have for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lookup => "node.Lookup",
+            Self::Getattr => "node.Getattr",
+            Self::Readdir => "node.Readdir",
+            Self::Readlink => "node.Readlink",
+            Self::Getxattr => "node.Getxattr",
+            Self::Listxattr => "node.Listxattr",
+            Self::Read => "file.Read",
+        }
+    }
+}
+
+/// Numbers of one mounted view since it was mounted or adopted. Each only grows; they may be read
+/// at any time.
 #[derive(Debug, Default)]
-#[non_exhaustive]
 pub struct Counters {
-    /// Names looked up one by one.
-    pub lookup: AtomicU64,
-    /// Attributes asked for by inode.
-    pub getattr: AtomicU64,
-    /// Reads of file data.
-    pub read: AtomicU64,
-    /// Bytes of file data given.
-    pub read_bytes: AtomicU64,
-    /// Runs of directory entries asked for.
-    pub readdir: AtomicU64,
-    /// Targets of symbolic links asked for.
-    pub readlink: AtomicU64,
-    /// Extended attributes asked for, one or the list.
-    pub xattr: AtomicU64,
-    /// Reads that failed because the bytes were not available (EIO).
-    pub read_failures: AtomicU64,
-    /// Requests for an inode that no view of this chain has (ESTALE).
-    pub stale: AtomicU64,
+    requests: [AtomicU64; Operation::ALL.len()],
+    failures: [AtomicU64; Operation::ALL.len()],
+    read_bytes: AtomicU64,
 }
 
 impl Counters {
-    /// Adds one to `counter`.
-    pub(crate) fn count(counter: &AtomicU64) {
-        counter.fetch_add(1, Ordering::Relaxed);
+    /// Requests of this kind that have come.
+    pub fn requests(&self, operation: Operation) -> u64 {
+        self.requests[operation as usize].load(Ordering::Relaxed)
+    }
+
+    /// Requests of this kind that could not be answered though they should have been: that a name
+    /// or an attribute is not there is an answer.
+    pub fn failures(&self, operation: Operation) -> u64 {
+        self.failures[operation as usize].load(Ordering::Relaxed)
+    }
+
+    /// Bytes of file data given.
+    pub fn read_bytes(&self) -> u64 {
+        self.read_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn came(&self, operation: Operation) {
+        self.requests[operation as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn failed(&self, operation: Operation) {
+        self.failures[operation as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn gave(&self, bytes: usize) {
+        self.read_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }

@@ -35,6 +35,20 @@ pub(crate) enum Error {
     Read(#[from] ReadError),
 }
 
+impl Error {
+    /// Whether something is wrong, with the layers or with us. The other errors are answers.
+    pub(crate) fn is_failure(self) -> bool {
+        matches!(
+            self,
+            Self::Stale
+                | Self::SparseMap
+                | Self::WrongLength
+                | Self::Statfs
+                | Self::Read(ReadError::Unavailable)
+        )
+    }
+}
+
 impl From<Error> for Errno {
     fn from(error: Error) -> Self {
         match error {

@@ -4,8 +4,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fuser::{
@@ -17,9 +16,10 @@ use fuser::{
 use nix::sys::statvfs::statvfs;
 
 use crate::attr::negative;
-use crate::counters::Counters;
+use crate::counters::{Counters, Operation};
 use crate::error::Error;
 use crate::merge::{Child, MergedDirectory, View};
+use crate::session::{KernelOffer, MountOptions};
 
 /// A view never changes: what the kernel has been told holds until it forgets. The largest time
 /// that is sure not to overflow in any kernel: 68 years.
@@ -55,19 +55,29 @@ pub(crate) struct ViewFilesystem {
     view: View,
     counters: Arc<Counters>,
     statfs_path: PathBuf,
+    log_operations: bool,
     zero_message_open: bool,
     zero_message_opendir: bool,
+    /// Known once the kernel has made it.
+    offer: Arc<OnceLock<KernelOffer>>,
 }
 
 impl ViewFilesystem {
-    pub(crate) fn new(view: View, counters: Arc<Counters>, statfs_path: PathBuf) -> Self {
+    pub(crate) fn new(view: View, counters: Arc<Counters>, options: &MountOptions) -> Self {
         Self {
             view,
             counters,
-            statfs_path,
+            statfs_path: options.statfs_path.clone(),
+            log_operations: options.log_operations,
             zero_message_open: false,
             zero_message_opendir: false,
+            offer: Arc::new(OnceLock::new()),
         }
+    }
+
+    /// Where the kernel's offer will be.
+    pub(crate) fn offer(&self) -> Arc<OnceLock<KernelOffer>> {
+        Arc::clone(&self.offer)
     }
 
     fn find(&self, parent: INodeNo, name: &[u8]) -> Result<FileAttr, Error> {
@@ -128,18 +138,34 @@ impl ViewFilesystem {
         Ok(())
     }
 
-    fn give_xattr(&self, value: Result<&[u8], Error>, size: u32, reply: ReplyXattr) {
+    fn give_xattr(
+        &self,
+        operation: Operation,
+        value: Result<&[u8], Error>,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
         match (value, usize::try_from(size)) {
             (Ok(value), Ok(0)) => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
             (Ok(value), Ok(room)) if value.len() <= room => reply.data(value),
             (Ok(_), _) => reply.error(Error::BufferTooSmall.into()),
-            (Err(error), _) => reply.error(self.errno(error)),
+            (Err(error), _) => reply.error(self.errno(operation, error)),
         }
     }
 
-    fn errno(&self, error: Error) -> Errno {
-        if error == Error::Stale {
-            Counters::count(&self.counters.stale);
+    /// Counts a request for `ino`, or for `name` in it, and logs it if that is wanted.
+    fn came(&self, operation: Operation, ino: INodeNo, name: &[u8]) {
+        self.counters.came(operation);
+        if self.log_operations {
+            let path = self.view.path_for_log(ino, name);
+            let path = path.escape_ascii();
+            tracing::debug!(operation = operation.name(), %path, "FUSE operation");
+        }
+    }
+
+    fn errno(&self, operation: Operation, error: Error) -> Errno {
+        if error.is_failure() {
+            self.counters.failed(operation);
         }
         error.into()
     }
@@ -149,6 +175,8 @@ impl ViewFilesystem {
 /// kernel sends all the same are refused here, as fuser would complain in the log.
 impl Filesystem for ViewFilesystem {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // There is one handshake, and so nothing there yet.
+        let _ = self.offer.set(KernelOffer::of(config));
         for flag in WANTED {
             // What this kernel does not have is done without.
             let _ = config.add_capabilities(flag);
@@ -163,10 +191,10 @@ impl Filesystem for ViewFilesystem {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        Counters::count(&self.counters.lookup);
+        self.came(Operation::Lookup, parent, name.as_bytes());
         match self.find(parent, name.as_bytes()) {
             Ok(attr) => reply.entry(&FOREVER, &attr, GENERATION),
-            Err(error) => reply.error(self.errno(error)),
+            Err(error) => reply.error(self.errno(Operation::Lookup, error)),
         }
     }
 
@@ -174,18 +202,18 @@ impl Filesystem for ViewFilesystem {
     fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        Counters::count(&self.counters.getattr);
+        self.came(Operation::Getattr, ino, b"");
         match self.view.node(ino).and_then(|node| self.view.attr(node)) {
             Ok(attr) => reply.attr(&FOREVER, &attr),
-            Err(error) => reply.error(self.errno(error)),
+            Err(error) => reply.error(self.errno(Operation::Getattr, error)),
         }
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        Counters::count(&self.counters.readlink);
+        self.came(Operation::Readlink, ino, b"");
         match self.view.node(ino).and_then(|node| self.view.symlink(node)) {
             Ok(target) => reply.data(target),
-            Err(error) => reply.error(self.errno(error)),
+            Err(error) => reply.error(self.errno(Operation::Readlink, error)),
         }
     }
 
@@ -207,22 +235,22 @@ impl Filesystem for ViewFilesystem {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        Counters::count(&self.counters.read);
+        self.came(Operation::Read, ino, b"");
         let node = match self.view.node(ino) {
             Ok(node) => node,
-            Err(error) => return reply.error(self.errno(error)),
+            Err(error) => return reply.error(self.errno(Operation::Read, error)),
         };
         let counters = Arc::clone(&self.counters);
         self.view
             .read(node, offset, size, move |outcome| match outcome {
                 Ok(bytes) => {
-                    counters
-                        .read_bytes
-                        .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                    counters.gave(bytes.len());
                     reply.data(bytes);
                 }
                 Err(error) => {
-                    Counters::count(&counters.read_failures);
+                    if error.is_failure() {
+                        counters.failed(Operation::Read);
+                    }
                     tracing::debug!(ino = ino.0, offset, size, %error, "read failed");
                     reply.error(error.into());
                 }
@@ -249,14 +277,14 @@ impl Filesystem for ViewFilesystem {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        Counters::count(&self.counters.readdir);
+        self.came(Operation::Readdir, ino, b"");
         let listed = self.list(ino, offset, |next, name, child| {
             let attr = self.attr_of(child);
             reply.add(attr.ino, next, attr.kind, OsStr::from_bytes(name))
         });
         match listed {
             Ok(()) => reply.ok(),
-            Err(error) => reply.error(self.errno(error)),
+            Err(error) => reply.error(self.errno(Operation::Readdir, error)),
         }
     }
 
@@ -268,7 +296,7 @@ impl Filesystem for ViewFilesystem {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        Counters::count(&self.counters.readdir);
+        self.came(Operation::Readdir, ino, b"");
         let listed = self.list(ino, offset, |next, name, child| {
             let attr = self.attr_of(child);
             reply.add(
@@ -282,7 +310,7 @@ impl Filesystem for ViewFilesystem {
         });
         match listed {
             Ok(()) => reply.ok(),
-            Err(error) => reply.error(self.errno(error)),
+            Err(error) => reply.error(self.errno(Operation::Readdir, error)),
         }
     }
 
@@ -303,17 +331,18 @@ impl Filesystem for ViewFilesystem {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        Counters::count(&self.counters.xattr);
+        self.came(Operation::Getxattr, ino, b"");
         let node = self.view.node(ino);
         let value = node.and_then(|node| self.view.xattr(node, name.as_bytes()));
-        self.give_xattr(value, size, reply);
+        self.give_xattr(Operation::Getxattr, value, size, reply);
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        Counters::count(&self.counters.xattr);
+        self.came(Operation::Listxattr, ino, b"");
         let node = self.view.node(ino);
         let names = node.and_then(|node| self.view.xattr_names(node));
-        self.give_xattr(names.as_deref().map_err(|error| *error), size, reply);
+        let names = names.as_deref().map_err(|error| *error);
+        self.give_xattr(Operation::Listxattr, names, size, reply);
     }
 
     fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {

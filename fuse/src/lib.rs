@@ -18,7 +18,7 @@ mod session;
 mod tree;
 mod xattr;
 
-pub use crate::counters::Counters;
+pub use crate::counters::{Counters, Operation};
 pub use crate::merge::{Layer, View};
-pub use crate::session::{MountOptions, Session, detach, mount};
+pub use crate::session::{KernelOffer, MountOptions, OfferError, Session, adopt, detach, mount};
 pub use crate::tree::LayerTree;

@@ -3,9 +3,12 @@
 mod cache;
 mod link;
 mod listing;
+mod lower;
 #[cfg(test)]
 mod tests;
 
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use fuser::INodeNo;
@@ -17,7 +20,8 @@ use crate::inode::{Node, Numbering};
 use crate::merge::cache::Cache;
 use crate::merge::link::LowerLinks;
 pub(crate) use crate::merge::listing::{Listed, Listing};
-use crate::tree::{Body, Inode, InodeIndex, LayerTree};
+use crate::merge::lower::LowerMetadata;
+use crate::tree::{Body, Inode, InodeIndex, LayerTree, Metadata};
 
 /// One layer of a view.
 #[derive(Clone)]
@@ -38,6 +42,7 @@ pub struct View {
     stacked: bool,
     numbering: Numbering,
     links: LowerLinks,
+    lower: LowerMetadata,
     root: Arc<MergedDirectory>,
     cache: Cache,
     xattrs: bool,
@@ -88,10 +93,28 @@ impl View {
             xattrs: trees().any(LayerTree::has_xattrs) || (stacked && marks),
             root: Arc::new(root_of(layers.len())),
             links: LowerLinks::resolve(&layers),
+            lower: LowerMetadata::default(),
             cache: Cache::new(),
             layers,
             stacked,
         }
+    }
+
+    /// Takes the attributes of directories that no layer of this view has an entry of, only names
+    /// in them, from the plain directories that an overlay puts below it, top-most first: an
+    /// overlay shows the attributes that its top-most lowerdir gives, and `/tmp` must not lose its
+    /// sticky bit because a layer brings `tmp/file` and no `tmp/`. Blocks on local file systems.
+    ///
+    /// # Errors
+    /// When one of the directories cannot be opened.
+    pub fn with_lower(mut self, lower: &[PathBuf]) -> io::Result<Self> {
+        self.lower = LowerMetadata::read(&self.layers, lower)?;
+        Ok(self)
+    }
+
+    /// What is known of a directory that no layer has an entry of.
+    pub(crate) fn implied_metadata(&self, node: Node) -> Metadata {
+        self.lower.get(node).unwrap_or(Metadata::IMPLIED)
     }
 
     /// Whether any file of the view can have an extended attribute.
@@ -190,6 +213,21 @@ impl View {
         }
     }
 
+    /// The path of `name` in the directory `id`, or of `id` itself if `name` is empty.
+    pub(crate) fn path_for_log(&self, id: INodeNo, name: &[u8]) -> Vec<u8> {
+        let node = self.node(id).ok();
+        let mut names = node.map_or_else(Vec::new, |node| {
+            self.layer(node).tree.search_path(node.inode)
+        });
+        names.push(name);
+        let mut path = Vec::new();
+        for name in names.into_iter().filter(|name| !name.is_empty()) {
+            path.push(b'/');
+            path.extend_from_slice(name);
+        }
+        path
+    }
+
     /// All names of the directory that goes by `node`.
     pub(crate) fn listing(&self, directory: &MergedDirectory) -> Arc<Listing> {
         let node = directory.node();
@@ -283,19 +321,33 @@ fn decide(
         return Child::Absent;
     }
     Child::Directory(MergedDirectory {
-        metadata: metadata_of(layers, parts[0]),
+        metadata: match metadata_of(layers, parts[0]) {
+            Source::Layer(node) => Some(node),
+            Source::Below | Source::Nobody => None,
+        },
         parts: parts.into(),
         closed,
         opaque: closed && !parent.closed && rules.whiteouts,
     })
 }
 
+/// Whose attributes a directory has.
+enum Source {
+    /// This layer's.
+    Layer(Node),
+    /// No layer says, and something below the view may.
+    Below,
+    /// Nobody's: it is something else in the nearest layer that has the name.
+    Nobody,
+}
+
 /// Whose attributes the directory `top` has. containerd's unpacker gives a directory that a layer
 /// only implies the attributes it has in the nearest layer below, unless it is something else there.
-fn metadata_of(layers: &[Layer], top: Node) -> Option<Node> {
+fn metadata_of(layers: &[Layer], top: Node) -> Source {
     let tree = &layers[top.layer as usize].tree;
-    if !tree.directory(top.inode)?.implied {
-        return Some(top);
+    match tree.directory(top.inode) {
+        Some(directory) if directory.implied => {}
+        _ => return Source::Layer(top),
     }
     let path = tree.path(top.inode);
     for layer in (0..top.layer).rev() {
@@ -303,11 +355,13 @@ fn metadata_of(layers: &[Layer], top: Node) -> Option<Node> {
         let Some(inode) = tree.locate(&path) else {
             continue;
         };
-        if !tree.directory(inode)?.implied {
-            return Some(Node { layer, inode });
+        match tree.directory(inode) {
+            Some(directory) if directory.implied => {}
+            Some(_) => return Source::Layer(Node { layer, inode }),
+            None => return Source::Nobody,
         }
     }
-    None
+    Source::Below
 }
 
 /// The bytes of a layer that has none.

@@ -3,6 +3,7 @@
 mod sparse;
 
 use std::ops::Range;
+use std::panic::AssertUnwindSafe;
 
 use ztoc::UncompressedOffset;
 use ztoc::unit::ByteLen;
@@ -58,12 +59,16 @@ fn in_tar(start: UncompressedOffset, range: &Range<u64>) -> Option<Range<Uncompr
 /// the kernel would take a short answer for the end of the file and give the reader zeros.
 fn exactly(content: &dyn LayerContent, range: Range<UncompressedOffset>, answer: impl Answer) {
     let wanted = range.byte_len();
-    content.read(
-        range,
-        ReadReply::new(move |outcome| match outcome {
-            Ok(bytes) if bytes.len() as u64 == wanted => answer(Ok(bytes)),
-            Ok(_) => answer(Err(Error::WrongLength)),
-            Err(error) => answer(Err(error.into())),
-        }),
-    );
+    let reply = ReadReply::new(move |outcome| match outcome {
+        Ok(bytes) if bytes.len() as u64 == wanted => answer(Ok(bytes)),
+        Ok(_) => answer(Err(Error::WrongLength)),
+        Err(error) => answer(Err(error.into())),
+    });
+    // A panic would take a thread of the session with it, and with the last one every reader would
+    // wait for ever. The reply is dropped on the way here and so has told the reader.
+    let read = AssertUnwindSafe(|| content.read(range.clone(), reply));
+    if std::panic::catch_unwind(read).is_err() {
+        let (start, end) = (range.start, range.end);
+        tracing::error!(%start, %end, "reading a layer panicked, the read has failed");
+    }
 }

@@ -1,5 +1,9 @@
 //! A mounted view.
 
+mod mount_table;
+mod offer;
+mod replay;
+
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -15,6 +19,7 @@ use nix::unistd::{getegid, geteuid};
 use crate::counters::Counters;
 use crate::filesystem::{MAX_READ, ViewFilesystem};
 use crate::merge::View;
+pub use crate::session::offer::{KernelOffer, OfferError};
 
 /// What /proc/mounts shows as the source of a view.
 const SOURCE: &str = "soci";
@@ -37,6 +42,9 @@ pub struct MountOptions {
     /// The kernel's read-ahead per file in KiB, and so the largest read it asks for; no request is
     /// larger than 1024.
     pub read_ahead_kib: u32,
+    /// Log each request of the kernel with its path, at debug level. Finding the path of a file
+    /// takes a look at all names of its layer: for studying what a program reads, not for always.
+    pub log_operations: bool,
 }
 
 /// A mounted view. Dropping it detaches the mount; whoever still uses it is served to the end.
@@ -49,15 +57,18 @@ pub struct Session {
     counters: Arc<Counters>,
     server: Option<JoinHandle<()>>,
     detach_on_drop: bool,
+    offer: KernelOffer,
 }
 
 impl MountOptions {
-    /// Two threads, 1 MiB of read-ahead, statfs(2) from the file system of `statfs_path`.
+    /// Two threads, 1 MiB of read-ahead, statfs(2) from the file system of `statfs_path`, no log of
+    /// operations.
     pub fn new(statfs_path: impl Into<PathBuf>) -> Self {
         Self {
             threads: 2,
             statfs_path: statfs_path.into(),
             read_ahead_kib: 1024,
+            log_operations: false,
         }
     }
 }
@@ -76,10 +87,33 @@ pub fn mount(view: View, mountpoint: &Path, options: &MountOptions) -> io::Resul
     let device = File::options().read(true).write(true).open("/dev/fuse")?;
     attach(&device, &mountpoint)?;
     // The kernel has queued its first request by now; the file system answers from here on.
-    serve(view, &mountpoint, device, options).inspect_err(|_| {
+    serve(view, &mountpoint, device.into(), None, options).inspect_err(|_| {
         // The failure that led here is the one to report.
         let _ = detach(&mountpoint);
     })
+}
+
+/// Takes over a view that another process mounted at `mountpoint` and left, by ending or by being
+/// killed. `view` must be of the same layers; `device` is that mount's [`Session::descriptor`] and
+/// `offer` its [`Session::offer`]. Who reads in the meantime waits; requests that the other
+/// process took and did not answer are asked for again, which needs Linux 6.9: before that, who
+/// waits for one of those waits until it is killed.
+///
+/// # Errors
+/// When the handshake cannot be replayed or no thread can be started. The mount stays.
+pub fn adopt(
+    view: View,
+    mountpoint: &Path,
+    device: OwnedFd,
+    offer: KernelOffer,
+    options: &MountOptions,
+) -> io::Result<Session> {
+    let session = serve(view, mountpoint, device, Some(offer), options)?;
+    if let Err(error) = replay::ask_again(session.descriptor()) {
+        let mountpoint = mountpoint.display();
+        tracing::warn!(%mountpoint, %error, "requests of the process before this one are lost");
+    }
+    Ok(session)
 }
 
 fn attach(device: &File, mountpoint: &Path) -> io::Result<()> {
@@ -99,20 +133,25 @@ fn attach(device: &File, mountpoint: &Path) -> io::Result<()> {
 fn serve(
     view: View,
     mountpoint: &Path,
-    device: File,
+    device: OwnedFd,
+    offer: Option<KernelOffer>,
     options: &MountOptions,
 ) -> io::Result<Session> {
-    let held = OwnedFd::from(device.try_clone()?);
+    let held = device.try_clone()?;
     let counters = Arc::new(Counters::default());
-    let statfs_path = options.statfs_path.clone();
-    let filesystem = ViewFilesystem::new(view, Arc::clone(&counters), statfs_path);
+    let filesystem = ViewFilesystem::new(view, Arc::clone(&counters), options);
     let acl = fuser::SessionACL::All;
     let mut config = fuser::Config::default();
     config.n_threads = Some(options.threads.max(1));
     // A cloned descriptor that dies with the process fails its readers (ECONNABORTED); one
     // descriptor can be held through a crash by somebody else.
     config.clone_fd = false;
-    let session = fuser::Session::from_fd(filesystem, device.into(), acl, config)?;
+    let made = filesystem.offer();
+    let session = match offer {
+        None => fuser::Session::from_fd(filesystem, device, acl, config)?,
+        Some(offer) => replay::session(filesystem, device.as_fd(), offer, config)?,
+    };
+    let offer = *made.get().ok_or(io::ErrorKind::InvalidData)?;
     let name = mountpoint.to_path_buf();
     let server = thread::Builder::new()
         .name("fuse-view".to_owned())
@@ -130,6 +169,7 @@ fn serve(
         counters,
         server: Some(server),
         detach_on_drop: true,
+        offer,
     })
 }
 
@@ -175,6 +215,11 @@ impl Session {
         self.device.as_fd()
     }
 
+    /// What the kernel offered at the mount; whoever adopts the connection needs it.
+    pub fn offer(&self) -> KernelOffer {
+        self.offer
+    }
+
     /// Where the view is mounted, without symbolic links.
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint
@@ -186,13 +231,14 @@ impl Session {
         self.detach_on_drop = false;
     }
 
-    /// Whether the mount at the mountpoint is still this one.
+    /// Whether the mount at the mountpoint is still this one. The file system itself is not asked:
+    /// a dead or stuck one does not answer.
     fn is_mounted(&self) -> bool {
-        match fs::symlink_metadata(&self.mountpoint) {
-            Ok(metadata) => metadata.dev() == self.device_number,
-            // A connection that is dead or stuck answers nothing, not even this.
-            Err(error) => error.kind() != io::ErrorKind::NotFound,
-        }
+        let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
+        mount_table::topmost(&table, &self.mountpoint).is_some_and(|mount| {
+            // Device numbers are given away again; the type tells ours from most others then.
+            mount.device_number == self.device_number && mount.kind == TYPE.as_bytes()
+        })
     }
 }
 

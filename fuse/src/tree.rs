@@ -290,6 +290,29 @@ impl LayerTree {
         names
     }
 
+    /// A path of `index`, one of several if it is hard-linked, found by looking through all names.
+    pub(crate) fn search_path(&self, index: InodeIndex) -> Vec<&[u8]> {
+        if self.directory(index).is_some() {
+            return self.path(index);
+        }
+        let Some(at) = self.dirents.iter().position(|dirent| dirent.inode == index) else {
+            return Vec::new();
+        };
+        let indexes = (0..).map(InodeIndex).take(self.inodes.len());
+        let mut directories = indexes.filter(|&index| {
+            let run = self
+                .directory(index)
+                .map(|found| self.dirent_numbers(found));
+            run.is_some_and(|run| (run.start as usize..run.end as usize).contains(&at))
+        });
+        let mut path = directories
+            .next()
+            .map(|index| self.path(index))
+            .unwrap_or_default();
+        path.push(self.name(&self.dirents[at]));
+        path
+    }
+
     /// The extended attributes of `inode`.
     pub(crate) fn xattrs(&self, inode: &Inode) -> &[Xattr] {
         match inode.xattrs {
@@ -311,6 +334,12 @@ impl LayerTree {
     /// The sparse file `number`.
     pub(crate) fn sparse(&self, number: u32) -> &SparseFile {
         &self.sparse[number as usize]
+    }
+
+    /// The directories that have no entry of their own; the root is no such.
+    pub(crate) fn implied_directories(&self) -> impl Iterator<Item = InodeIndex> {
+        let indexes = (0..).map(InodeIndex).take(self.inodes.len()).skip(1);
+        indexes.filter(|index| self.directory(*index).is_some_and(|found| found.implied))
     }
 
     /// The inodes that are hard links into lower layers, with their targets.

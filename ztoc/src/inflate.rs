@@ -26,6 +26,8 @@
 
 mod bits;
 mod careful;
+#[cfg(not(feature = "fast"))]
+mod checked;
 mod cursor;
 mod fast;
 mod header;
@@ -36,12 +38,16 @@ mod tables;
 pub use self::cursor::Cursor;
 
 use self::bits::{Bits, Halt, Read};
-use self::careful::Token;
 use self::cursor::Block;
 use self::fast::{Leave, Limits, Place};
 use self::header::Kind;
 use self::tables::BlockTables;
 use crate::error::InflateError;
+
+#[cfg(not(feature = "fast"))]
+use self::checked::decode as decode_fast;
+#[cfg(feature = "fast")]
+use self::raw::decode as decode_fast;
 
 /// Why decoding stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -272,65 +278,24 @@ impl Decoder<'_> {
     /// Decodes tokens of a compressed block.
     fn compressed(&mut self) -> Read<Option<Stop>> {
         let tables = self.tables.of(self.input, self.cursor)?;
-        let (cursor, out) = (&mut *self.cursor, &mut *self.out);
-        self.pos = cursor.finish_match(out, self.pos);
-        if self.pos == out.len() {
-            return Ok(None);
-        }
+        self.pos = self.cursor.finish_match(self.out, self.pos);
         let mut place = Place {
-            bit: cursor.bit,
+            bit: self.cursor.bit,
             pos: self.pos,
         };
-        let leave = decode_fast(self.input, out, tables, &mut place);
-        (cursor.bit, self.pos) = (place.bit, place.pos);
+        let leave = match Limits::new(self.input.len(), self.out.len()) {
+            Some(limits) => decode_fast(self.input, self.out, tables, limits, &mut place),
+            None => Leave::Slack,
+        };
+        (self.cursor.bit, self.pos) = (place.bit, place.pos);
         match leave {
-            Leave::Slack => self.compressed_end(),
+            Leave::Slack => {
+                let ended =
+                    careful::decode(self.input, self.cursor, self.out, &mut self.pos, tables)?;
+                Ok(ended.then(|| self.end_block()))
+            }
             Leave::EndOfBlock => Ok(Some(self.end_block())),
             Leave::Corrupt(error) => Err(error.into()),
         }
     }
-
-    /// Decodes tokens of a compressed block where input or output have no slack.
-    fn compressed_end(&mut self) -> Read<Option<Stop>> {
-        let tables = self.tables.of(self.input, self.cursor)?;
-        let (cursor, out) = (&mut *self.cursor, &mut *self.out);
-        let mut bits = Bits::new(self.input, cursor.bit);
-        while self.pos < out.len() {
-            match careful::token(&mut bits, tables)? {
-                Token::Literal(byte) => {
-                    out[self.pos] = byte;
-                    self.pos += 1;
-                }
-                Token::Match { length, distance } => {
-                    let available = self.pos;
-                    if usize::from(distance) > available {
-                        return Err(InflateError::TooFarBack {
-                            distance,
-                            available,
-                        }
-                        .into());
-                    }
-                    (cursor.left, cursor.distance) = (length, distance);
-                    self.pos = cursor.finish_match(out, self.pos);
-                }
-                Token::EndOfBlock => {
-                    cursor.bit = bits.at();
-                    return Ok(Some(self.end_block()));
-                }
-            }
-            cursor.bit = bits.at();
-        }
-        Ok(None)
-    }
-}
-
-/// Decodes with the fast loop as far as that goes.
-fn decode_fast(input: &[u8], out: &mut [u8], tables: &BlockTables, place: &mut Place) -> Leave {
-    let Some(limits) = Limits::new(input.len(), out.len()) else {
-        return Leave::Slack;
-    };
-    #[cfg(feature = "fast")]
-    return raw::decode(input, out, tables, limits, place);
-    #[cfg(not(feature = "fast"))]
-    return fast::decode::<false>(&mut fast::Checked { input, out, tables }, limits, place);
 }

@@ -9,7 +9,7 @@
 use std::cell::Cell;
 
 /// How often over the objects of a buffer may be read. Writers may share equal strings.
-const MAX_SHARING: u64 = 4;
+const MAX_SHARING: u64 = 2;
 
 /// A buffer that is no well-formed FlatBuffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

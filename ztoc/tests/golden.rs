@@ -5,15 +5,22 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+// Shared with other tests, which use more of it.
+#[allow(dead_code)]
+#[path = "hostile/craft.rs"]
+mod craft;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use craft::Crafted;
 use flate2::read::MultiGzDecoder;
 use serde_json::Value;
 use ztoc::builder::{self, BuildError, BuildOptions, Built, LayerFormat};
+use ztoc::checkpoint::ZinfoVersion;
 use ztoc::toc::FileData;
 use ztoc::unit::{ByteLen as _, SpanId, SpanSize, UncompressedOffset};
 use ztoc::{CompressedSpan, Compression, Digest, Entry, SpanBuffer, Ztoc};
@@ -450,4 +457,45 @@ fn a_global_pax_header_is_passed_over_though_the_original_refuses_it() {
     assert!(!found.is_empty());
     assert_eq!(found, expected);
     assert_eq!(Ztoc::decode(&built.ztoc.encode()).unwrap(), built.ztoc);
+}
+
+#[test]
+fn a_v1_ztoc_reads_like_its_v2_and_stays_v1() {
+    let bytes = fs::read(&files("ztocs")["03-odd-pax-gzip9.262144.ztoc"]).unwrap();
+    let v2 = Ztoc::decode(&bytes).unwrap();
+    let mut zinfo = checkpoint_blob(&v2);
+    zinfo.drain(12..12 + 17 + 32 * 1024);
+    let spans = v2.spans();
+    let digest = |id| spans.digest(id).to_string().into_bytes();
+    let crafted = Crafted {
+        algorithm: 1,
+        max_id: i32::try_from(spans.count()).unwrap() - 1,
+        digests: spans.ids().map(digest).collect(),
+        zinfo: zinfo.clone(),
+        compressed_size: spans.compressed_size().cast_signed(),
+        uncompressed_size: spans.uncompressed_size().cast_signed(),
+        ..Crafted::default()
+    };
+    let v1 = Ztoc::decode(&crafted.encode()).unwrap();
+    assert_eq!(v1.spans().zinfo_version(), Some(ZinfoVersion::V1));
+    let (_, layer) = layer("03-odd-pax-gzip9");
+    let (mut one, mut other) = (SpanBuffer::new(), SpanBuffer::new());
+    for id in spans.ids() {
+        assert!(
+            inflate(&v1, id, &layer, &mut one) == inflate(&v2, id, &layer, &mut other),
+            "{id}"
+        );
+    }
+    let encoded = v1.encode();
+    let contains = |part: &[u8]| encoded.windows(part.len()).any(|window| window == part);
+    let (head, records) = zinfo.split_at(12 + 17);
+    assert!(
+        contains(head) && contains(&records[..4096]),
+        "the blob as it was"
+    );
+    assert!(
+        encoded.len() < crafted.encode().len() + 64,
+        "no record more"
+    );
+    assert_eq!(Ztoc::decode(&encoded).unwrap(), v1);
 }

@@ -107,7 +107,7 @@ fn block_ends(stream: &[u8], length: usize) -> Vec<(usize, Cursor)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
 
     #[test]
     fn what_was_compressed_comes_out_again((data, stream) in layers::stream()) {
@@ -218,7 +218,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
 
     #[test]
     fn any_bytes_from_any_bit_are_decoded_or_refused_as_zlib_does(
@@ -229,6 +229,10 @@ proptest! {
     ) {
         same_as_zlib(&window, &input, start, limit);
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
     #[test]
     fn damaged_streams_are_decoded_or_refused_as_zlib_does(

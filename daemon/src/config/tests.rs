@@ -28,6 +28,12 @@ fn the_printed_defaults_are_the_defaults() {
 }
 
 #[test]
+fn the_file_we_ship_is_the_printed_defaults() {
+    let shipped = include_str!("../../config.toml");
+    assert_eq!(shipped, Config::default().to_toml().unwrap());
+}
+
+#[test]
 fn an_empty_file_means_the_defaults() {
     assert_eq!(parse("").0, Config::default());
     assert_eq!(Config::default().blob.max_retries, 8);

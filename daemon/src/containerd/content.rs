@@ -222,11 +222,13 @@ impl Ingest {
             })?;
             while !part.is_empty() {
                 let piece = part.split_to(part.len().min(WRITE_SIZE));
-                self.send(api::WriteAction::Write, piece, HashMap::new()).await?;
+                self.send(api::WriteAction::Write, piece, HashMap::new())
+                    .await?;
             }
         }
         let labels = labels.clone().into_iter().collect();
-        self.send(api::WriteAction::Commit, Bytes::new(), labels).await
+        self.send(api::WriteAction::Commit, Bytes::new(), labels)
+            .await
     }
 
     async fn send(

@@ -59,7 +59,9 @@ impl Containerd {
             image: Some(write_image(image)),
             source_date_epoch: None,
         });
-        let created = ImagesClient::new(self.channel.clone()).create(request).await;
+        let created = ImagesClient::new(self.channel.clone())
+            .create(request)
+            .await;
         match created.map_err(self.failed(format!("create image {}", image.name))) {
             Err(error) if error.is_already_exists() => {
                 let paths = std::iter::once("target".to_owned()).chain(label_paths(&image.labels));

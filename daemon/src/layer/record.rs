@@ -6,6 +6,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use ztoc::Digest;
 
+use super::store::NewLayer;
+use crate::registry::digest_text;
+
 const VERSION: u32 = 1;
 /// Far more than a record has.
 const LARGEST: u64 = 64 << 10;
@@ -14,21 +17,36 @@ const LARGEST: u64 = 64 << 10;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Origin {
     version: u32,
-    layer: String,
-    ztoc: String,
+    #[serde(with = "digest_text")]
+    layer: Digest,
+    #[serde(with = "digest_text")]
+    ztoc: Digest,
+    /// Compressed bytes of the layer by its zTOC.
+    size: u64,
     /// The image it was first prepared for; for people.
     image: String,
 }
 
 impl Origin {
-    /// The record of `layer` with the zTOC `ztoc`.
-    pub(crate) fn new(layer: &Digest, ztoc: &Digest, image: &str) -> Self {
+    /// The record of a layer that has `size` compressed bytes by its zTOC.
+    pub(crate) fn new(new: &NewLayer, size: u64) -> Self {
         Self {
             version: VERSION,
-            layer: layer.to_string(),
-            ztoc: ztoc.to_string(),
-            image: image.to_owned(),
+            layer: new.layer,
+            ztoc: new.ztoc,
+            size,
+            image: new.image.clone(),
         }
+    }
+
+    /// Digest of the zTOC.
+    pub(crate) fn ztoc(&self) -> Digest {
+        self.ztoc
+    }
+
+    /// Compressed bytes of the layer by its zTOC.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
     }
 
     /// The file's text.
@@ -36,8 +54,8 @@ impl Origin {
         serde_json::to_string_pretty(self).map_err(io::Error::other)
     }
 
-    /// The digest of the zTOC that the directory of `layer` holds by the record at `path`.
-    pub(crate) fn read(path: &Path, layer: &Digest) -> io::Result<Digest> {
+    /// The record at `path`, in the directory of `layer`.
+    pub(crate) fn read(path: &Path, layer: &Digest) -> io::Result<Self> {
         let invalid = |detail: &str| io::Error::new(io::ErrorKind::InvalidData, detail);
         if path.metadata()?.len() > LARGEST {
             return Err(invalid("the record is too large"));
@@ -46,9 +64,9 @@ impl Origin {
         if record.version != VERSION {
             return Err(invalid("the record has an unknown version"));
         }
-        if record.layer != layer.to_string() {
+        if record.layer != *layer {
             return Err(invalid("the record is of another layer"));
         }
-        record.ztoc.parse().map_err(io::Error::other)
+        Ok(record)
     }
 }

@@ -143,10 +143,30 @@ impl LayerStore {
     /// The digest of the zTOC that is stored for `layer`. Blocks on file I/O, briefly.
     pub fn stored(&self, layer: &Digest) -> Option<Digest> {
         let dir = self.shared.dir(layer);
-        let ztoc = Origin::read(&dir.join("origin"), layer).ok()?;
+        let ztoc = Origin::read(&dir.join("origin"), layer).ok()?.ztoc();
         dir.join("ztoc").metadata().ok()?;
         self.shared.fresh.lock().insert(*layer, Instant::now());
         Some(ztoc)
+    }
+
+    /// Whether the stored zTOC describes a layer of `size` compressed bytes; what is not stored, and an
+    /// unknown size, pass.
+    pub async fn check_size(&self, layer: &Digest, size: Option<u64>) -> Result<(), LayerError> {
+        let shared = Arc::clone(&self.shared);
+        let (layer, Some(expected)) = (*layer, size) else {
+            return Ok(());
+        };
+        blocking(
+            move || match Origin::read(&shared.dir(&layer).join("origin"), &layer) {
+                Ok(origin) if origin.size() != expected => Err(LayerError::Size {
+                    layer,
+                    expected,
+                    actual: origin.size(),
+                }),
+                _ => Ok(()),
+            },
+        )
+        .await
     }
 
     /// Checks a zTOC and stores it. Nothing changes if the layer is stored already, with whichever zTOC.
@@ -233,15 +253,16 @@ impl Shared {
         }
         let ztoc = decode(&new.layer, &new.ztoc, &new.bytes)?;
         check(&new.layer, new.size, ztoc.spans())?;
-        self.write(&dir, new)
+        let origin = Origin::new(new, ztoc.spans().compressed_size());
+        self.write(&dir, new, &origin)
             .map_err(|source| io_error(&dir, source))
     }
 
-    fn write(&self, dir: &Path, new: &NewLayer) -> io::Result<()> {
+    fn write(&self, dir: &Path, new: &NewLayer, origin: &Origin) -> io::Result<()> {
         let unfinished = tempfile::Builder::new()
             .prefix(UNFINISHED)
             .tempdir_in(&self.root)?;
-        let origin = Origin::new(&new.layer, &new.ztoc, &new.image).to_text()?;
+        let origin = origin.to_text()?;
         write_synced(&unfinished.path().join("ztoc"), &new.bytes)?;
         write_synced(&unfinished.path().join("origin"), origin.as_bytes())?;
         match fs::rename(unfinished.path(), dir) {
@@ -369,7 +390,8 @@ fn read_ztoc(dir: &Path, layer: &Digest) -> Result<(Digest, Vec<u8>), LayerError
         _ => io_error(path, source),
     };
     let origin = dir.join("origin");
-    let ztoc = Origin::read(&origin, layer).map_err(|source| failed(&origin, source))?;
+    let record = Origin::read(&origin, layer).map_err(|source| failed(&origin, source))?;
+    let ztoc = record.ztoc();
     let path = dir.join("ztoc");
     let size = path
         .metadata()

@@ -1,4 +1,8 @@
-#![allow(clippy::unwrap_used)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::reversed_empty_ranges
+)]
 
 use std::collections::VecDeque;
 use std::fs;

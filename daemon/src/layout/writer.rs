@@ -50,10 +50,11 @@ impl LayoutWriter {
         format: LayoutFormat,
         index: &ImageIndex,
     ) -> Result<Self, LayoutError> {
-        let target = start(destination, format, &index.encode()).map_err(|problem| LayoutError {
-            path: destination.to_owned(),
-            problem,
-        })?;
+        let target =
+            start(destination, format, &index.encode()).map_err(|problem| LayoutError {
+                path: destination.to_owned(),
+                problem,
+            })?;
         Ok(Self {
             destination: destination.to_owned(),
             target,
@@ -193,7 +194,9 @@ fn finish_archive(
     destination: &Path,
 ) -> io::Result<()> {
     let writer = builder.into_inner()?;
-    let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+    let file = writer
+        .into_inner()
+        .map_err(io::IntoInnerError::into_error)?;
     file.persist(destination)?;
     Ok(())
 }

@@ -53,7 +53,6 @@ pub(crate) struct Authorizer {
 
 #[derive(Debug)]
 struct State {
-    client: reqwest::Client,
     http: HttpConfig,
     providers: Vec<Arc<dyn CredentialProvider>>,
     challenges: Mutex<LruCache<String, Challenge>>,
@@ -70,14 +69,9 @@ struct Grant {
 }
 
 impl Authorizer {
-    pub(crate) fn new(
-        client: reqwest::Client,
-        http: HttpConfig,
-        providers: Vec<Arc<dyn CredentialProvider>>,
-    ) -> Self {
+    pub(crate) fn new(http: HttpConfig, providers: Vec<Arc<dyn CredentialProvider>>) -> Self {
         Self {
             state: Arc::new(State {
-                client,
                 http,
                 providers,
                 challenges: Mutex::new(LruCache::new(REMEMBERED)),
@@ -180,7 +174,7 @@ impl State {
                     credentials: credentials.as_ref(),
                     encrypted_only: endpoint.is_encrypted(),
                 };
-                let token = request.send(&self.client, &self.http).await?;
+                let token = request.send(&endpoint.client, &self.http).await?;
                 Ok(Some(Grant {
                     header: token.header,
                     expires: Instant::now() + token.lifetime,

@@ -18,7 +18,7 @@ use ztoc::{CompressedOffset, Digest};
 
 use super::auth::Scope;
 use super::error::{Problem, RegistryError};
-use super::hosts::Endpoint;
+use super::hosts::{Endpoint, Purpose};
 use super::retry::Attempts;
 use super::transport::{Answer, Call};
 use super::{Reference, Registry};
@@ -68,7 +68,10 @@ impl Blob {
             "bytes {}-{} of blob {}",
             range.start, range.end, self.digest
         );
-        let mut attempts = self.registry.pull_attempts(&self.reference, object)?;
+        let mut attempts = self
+            .registry
+            .attempts(&self.reference, Purpose::Pull, object)
+            .await?;
         if range.is_empty() || range.end > self.size {
             let detail = format!("the blob has {} bytes: no such range", self.size);
             attempts.failed(Problem::Setup { detail }).await?;
@@ -99,7 +102,9 @@ impl Blob {
             .transport()
             .send(endpoint, &self.call(endpoint, &range))
             .await?;
-        let moved = answer.moved.then(|| answer.url.clone());
+        // A URL on the same host wants the host's credentials again: it is asked the usual way.
+        let elsewhere = answer.moved && !endpoint.owns(&answer.url);
+        let moved = elsewhere.then(|| answer.url.clone());
         let answer = answer
             .expect(&[StatusCode::OK, StatusCode::PARTIAL_CONTENT])
             .await?;
@@ -122,7 +127,7 @@ impl Blob {
             url: url.clone(),
             ..self.call(endpoint, range)
         };
-        let answer = match self.registry.transport().send_bare(&call).await {
+        let answer = match self.registry.transport().send_bare(endpoint, &call).await {
             Ok(answer) => answer,
             Err(problem) => {
                 self.forget(endpoint, &url);

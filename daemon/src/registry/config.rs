@@ -17,6 +17,9 @@ pub struct RegistryConfig {
     pub insecure_hosts: BTreeSet<String>,
     /// Mirrors by the host of the reference; tried in order before the origin.
     pub mirrors: BTreeMap<String, Vec<Mirror>>,
+    /// Directories of `<host>/hosts.toml` as containerd reads them (`/etc/containerd/certs.d`); the
+    /// first that has one for a host counts. Read again when it changes.
+    pub hosts_dirs: Vec<PathBuf>,
     /// Time limits and retries.
     pub http: HttpConfig,
     /// Certificates.
@@ -33,6 +36,7 @@ impl Default for RegistryConfig {
             plain_http: false,
             insecure_hosts: BTreeSet::new(),
             mirrors: BTreeMap::new(),
+            hosts_dirs: Vec::new(),
             http: HttpConfig::default(),
             tls: TlsConfig::default(),
             credentials: Vec::new(),

@@ -11,6 +11,7 @@ use ztoc::Digest;
 use super::blob::{blob_call, check_encoding, ranged};
 use super::body::Body;
 use super::error::{Problem, RegistryError};
+use super::hosts::Purpose;
 use super::retry::Attempts;
 use super::transport::Answer;
 use super::{Reference, Registry};
@@ -40,7 +41,9 @@ pub(super) async fn fetch(
     digest: &Digest,
     limit: u64,
 ) -> Result<Bytes, RegistryError> {
-    let mut attempts = registry.pull_attempts(reference, format!("blob {digest}"))?;
+    let mut attempts = registry
+        .attempts(reference, Purpose::Pull, format!("blob {digest}"))
+        .await?;
     loop {
         let endpoint = attempts.endpoint();
         let attempt = async {
@@ -159,7 +162,10 @@ impl Download {
             Some(attempts) => attempts,
             none => {
                 let object = format!("blob {}", self.digest);
-                let attempts = self.registry.pull_attempts(&self.reference, object);
+                let attempts = self
+                    .registry
+                    .attempts(&self.reference, Purpose::Pull, object)
+                    .await;
                 none.insert(attempts.map_err(|error| error.problem)?.unlimited())
             }
         };

@@ -1,4 +1,5 @@
-//! Which hosts serve a reference: its mirrors in order, then its origin.
+//! Which hosts serve a reference: configured mirrors in order, then those of containerd's
+//! `hosts.toml`, then the origin.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -6,215 +7,166 @@ use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use parking_lot::Mutex;
-use url::{Host, Url};
 
-use super::config::{Mirror, RegistryConfig, TlsConfig};
+use super::config::RegistryConfig;
 use super::error::Problem;
 use super::reference::Reference;
 
-/// How long a host that could not be reached is asked last.
-const REST: Duration = Duration::from_secs(30);
+mod endpoint;
+mod file;
+
+pub(crate) use endpoint::Endpoint;
+use file::HostsFile;
+
 const REMEMBERED_HOSTS: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+/// After this long a `hosts.toml` is looked at again.
+const FILE_LIFETIME: Duration = Duration::from_secs(30);
 
-/// A host that speaks the distribution API for one registry.
-#[derive(Debug)]
-pub(crate) struct Endpoint {
-    /// Prefix of the API, with its final slash.
-    base: Url,
-    /// Host and port, for people and credentials.
-    pub(crate) name: String,
-    /// The registry whose content a mirror serves.
-    namespace: Option<String>,
-    pub(crate) request_timeout: Duration,
-    resting_until: Mutex<Option<Instant>>,
-}
-
-impl Endpoint {
-    fn origin(reference: &Reference, config: &RegistryConfig) -> Result<Self, Problem> {
-        let host = reference.api_host();
-        let plain = config.plain_http
-            || config.insecure_hosts.contains(reference.host())
-            || config.insecure_hosts.contains(host)
-            || (is_loopback(host) && config.tls == TlsConfig::default());
-        let scheme = if plain { "http" } else { "https" };
-        Ok(Self {
-            base: base_url(&format!("{scheme}://{host}/v2/"))?,
-            name: reference.host().to_owned(),
-            namespace: None,
-            request_timeout: config.http.request_timeout,
-            resting_until: Mutex::new(None),
-        })
-    }
-
-    fn mirror(mirror: &Mirror, origin: &str, config: &RegistryConfig) -> Result<Self, Problem> {
-        let text = mirror.host.trim();
-        let (scheme, rest) = match text.split_once("://") {
-            Some((scheme, rest)) => (Some(scheme), rest),
-            None => (None, text),
-        };
-        let host = rest.split('/').next().unwrap_or_default();
-        if host.is_empty() {
-            return Err(no_host());
-        }
-        let plain =
-            mirror.insecure || scheme == Some("http") || (scheme.is_none() && is_loopback(host));
-        let scheme = if plain { "http" } else { "https" };
-        let path = rest[host.len()..].trim_matches('/');
-        let path = if path.is_empty() { "v2" } else { path };
-        Ok(Self {
-            base: base_url(&format!("{scheme}://{host}/{path}/"))?,
-            name: host.to_owned(),
-            namespace: Some(origin.to_owned()),
-            request_timeout: mirror
-                .request_timeout
-                .unwrap_or(config.http.request_timeout),
-            resting_until: Mutex::new(None),
-        })
-    }
-
-    /// The URL of `path` below the repository. A mirror is told whose repository is meant.
-    pub(crate) fn url(&self, repository: &str, path: &str) -> Url {
-        let mut url = self.base.clone();
-        url.set_path(&format!("{}{repository}/{path}", self.base.path()));
-        if let Some(namespace) = &self.namespace {
-            url.query_pairs_mut().append_pair("ns", namespace);
-        }
-        url
-    }
-
-    /// Whether `url` is on this very host: only there are its credentials shown.
-    pub(crate) fn owns(&self, url: &Url) -> bool {
-        url.origin() == self.base.origin()
-    }
-
-    pub(crate) fn is_mirror(&self) -> bool {
-        self.namespace.is_some()
-    }
-
-    pub(crate) fn is_encrypted(&self) -> bool {
-        self.base.scheme() == "https"
-    }
-
-    /// Distinguishes endpoints in caches.
-    pub(crate) fn key(&self) -> &str {
-        self.base.as_str()
-    }
-
-    /// Asks this host after the others for a while.
-    pub(crate) fn rest(&self) {
-        *self.resting_until.lock() = Some(Instant::now() + REST);
-    }
-
-    fn is_resting(&self) -> bool {
-        self.resting_until
-            .lock()
-            .is_some_and(|until| until > Instant::now())
-    }
-}
-
-fn base_url(text: &str) -> Result<Url, Problem> {
-    let url = Url::parse(text).ok().filter(|url| {
-        url.host_str().is_some_and(|host| !host.is_empty())
-            && url.username().is_empty()
-            && url.password().is_none()
-    });
-    url.ok_or_else(no_host)
-}
-
-fn no_host() -> Problem {
-    Problem::Setup {
-        detail: String::from(
-            "a configured host is neither host:port nor a URL without credentials",
-        ),
-    }
-}
-
-/// Whether all of the configured mirrors can be used.
-pub(crate) fn check(config: &RegistryConfig) -> Result<(), Problem> {
-    for (origin, mirrors) in &config.mirrors {
-        for (number, mirror) in mirrors.iter().enumerate() {
-            Endpoint::mirror(mirror, origin, config).map_err(|problem| Problem::Setup {
-                detail: format!("mirror {} of {origin}: {problem}", number + 1),
-            })?;
-        }
-    }
-    Ok(())
-}
-
-/// Whether `host` (with or without a port) is this machine.
-fn is_loopback(host: &str) -> bool {
-    let Ok(url) = Url::parse(&format!("http://{host}/")) else {
-        return false;
-    };
-    match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
-    }
+/// What a host is wanted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Content by digest.
+    Pull,
+    /// What a tag points at.
+    Resolve,
+    /// Taking content.
+    Push,
 }
 
 /// The endpoints of each registry, with what is known of their health.
 #[derive(Debug)]
 pub(crate) struct Hosts {
-    known: Mutex<LruCache<String, Arc<[Arc<Endpoint>]>>>,
+    context: Arc<Context>,
+    known: Mutex<LruCache<String, Known>>,
+}
+
+/// What endpoints are made of.
+#[derive(Debug)]
+struct Context {
+    config: Arc<RegistryConfig>,
+    client: reqwest::Client,
+}
+
+#[derive(Debug, Clone)]
+struct Known {
+    endpoints: Arc<[Arc<Endpoint>]>,
+    file: Option<HostsFile>,
+    read: Instant,
 }
 
 impl Hosts {
-    pub(crate) fn new() -> Self {
-        Self {
-            known: Mutex::new(LruCache::new(REMEMBERED_HOSTS)),
+    /// Fails when a configured mirror is no host.
+    pub(crate) fn new(
+        config: Arc<RegistryConfig>,
+        client: reqwest::Client,
+    ) -> Result<Self, Problem> {
+        let context = Context { config, client };
+        for (origin, mirrors) in &context.config.mirrors {
+            for (number, mirror) in mirrors.iter().enumerate() {
+                let checked = Endpoint::mirror(mirror, origin, &context.config, &context.client);
+                checked.map_err(|problem| Problem::Setup {
+                    detail: format!("mirror {} of {origin}: {problem}", number + 1),
+                })?;
+            }
         }
+        Ok(Self {
+            context: Arc::new(context),
+            known: Mutex::new(LruCache::new(REMEMBERED_HOSTS)),
+        })
     }
 
-    /// Mirrors in order, then the origin; those that could not be reached lately come last.
-    pub(crate) fn for_pull(
+    /// The hosts to ask for `purpose`, at least one; those that could not be reached lately come last.
+    pub(crate) async fn of(
         &self,
         reference: &Reference,
-        config: &RegistryConfig,
+        purpose: Purpose,
     ) -> Result<Vec<Arc<Endpoint>>, Problem> {
-        let all = self.all(reference, config)?;
-        let (resting, mut hosts): (Vec<_>, Vec<_>) =
-            all.iter().cloned().partition(|host| host.is_resting());
+        let all = self.all(reference).await?;
+        let able = all.iter().filter(|host| host.serves(purpose)).cloned();
+        let (resting, mut hosts): (Vec<_>, Vec<_>) = able.partition(|host| host.is_resting());
         hosts.extend(resting);
+        if hosts.is_empty() {
+            return Err(Problem::Setup {
+                detail: format!(
+                    "no configured host of {} may be used to {purpose:?}",
+                    reference.host()
+                ),
+            });
+        }
         Ok(hosts)
     }
 
-    /// The origin alone.
-    pub(crate) fn for_push(
-        &self,
-        reference: &Reference,
-        config: &RegistryConfig,
-    ) -> Result<Vec<Arc<Endpoint>>, Problem> {
-        let all = self.all(reference, config)?;
-        Ok(all
-            .iter()
-            .filter(|host| !host.is_mirror())
-            .cloned()
-            .collect())
+    async fn all(&self, reference: &Reference) -> Result<Arc<[Arc<Endpoint>]>, Problem> {
+        let known = self.known.lock().get(reference.host()).cloned();
+        let files = !self.context.config.hosts_dirs.is_empty();
+        if let Some(known) = &known
+            && (!files || known.read.elapsed() < FILE_LIFETIME)
+        {
+            return Ok(known.endpoints.clone());
+        }
+        let fresh = if files {
+            self.read(reference.clone(), known).await?
+        } else {
+            self.context.refresh(reference, None, known)?
+        };
+        let endpoints = fresh.endpoints.clone();
+        self.known.lock().put(reference.host().to_owned(), fresh);
+        Ok(endpoints)
     }
 
-    fn all(
+    async fn read(&self, reference: Reference, known: Option<Known>) -> Result<Known, Problem> {
+        let context = self.context.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let file = HostsFile::find(&context.config.hosts_dirs, reference.host())?;
+            context.refresh(&reference, file, known)
+        });
+        read.await.unwrap_or_else(|error| {
+            Err(Problem::Setup {
+                detail: format!("hosts.toml: {error}"),
+            })
+        })
+    }
+}
+
+impl Context {
+    /// The endpoints there were, if `file` is what they were made of; else new ones.
+    fn refresh(
         &self,
         reference: &Reference,
-        config: &RegistryConfig,
-    ) -> Result<Arc<[Arc<Endpoint>]>, Problem> {
-        let mut known = self.known.lock();
-        if let Some(hosts) = known.get(reference.host()) {
-            return Ok(hosts.clone());
+        file: Option<HostsFile>,
+        known: Option<Known>,
+    ) -> Result<Known, Problem> {
+        let read = Instant::now();
+        match known {
+            Some(known) if known.file == file => Ok(Known { read, ..known }),
+            _ => Ok(Known {
+                endpoints: self.endpoints(reference, file.as_ref())?,
+                file,
+                read,
+            }),
         }
-        let mirrors = config
+    }
+
+    fn endpoints(
+        &self,
+        reference: &Reference,
+        file: Option<&HostsFile>,
+    ) -> Result<Arc<[Arc<Endpoint>]>, Problem> {
+        let mirrors = self
+            .config
             .mirrors
             .get(reference.host())
             .map_or(&[][..], Vec::as_slice);
-        let mut hosts = mirrors
+        let mirrors = mirrors
             .iter()
-            .map(|mirror| Endpoint::mirror(mirror, reference.host(), config).map(Arc::new))
-            .collect::<Result<Vec<_>, _>>()?;
-        hosts.push(Arc::new(Endpoint::origin(reference, config)?));
-        let hosts: Arc<[_]> = hosts.into();
-        known.put(reference.host().to_owned(), hosts.clone());
-        Ok(hosts)
+            .map(|mirror| Endpoint::mirror(mirror, reference.host(), &self.config, &self.client));
+        let mut endpoints = mirrors.collect::<Result<Vec<_>, _>>()?;
+        let origin = Endpoint::origin(reference, &self.config, &self.client)?;
+        match file {
+            Some(file) => endpoints.extend(file.endpoints(reference, origin, &self.config)?),
+            None => endpoints.push(origin),
+        }
+        Ok(endpoints.into_iter().map(Arc::new).collect())
     }
 }
 
@@ -222,15 +174,33 @@ impl Hosts {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::fs;
+    use std::path::Path;
+
+    use super::super::config::Mirror;
+    use super::super::tls;
     use super::*;
 
-    fn urls(reference: &str, config: &RegistryConfig) -> Vec<String> {
+    fn hosts(config: RegistryConfig) -> Result<Hosts, Problem> {
+        let client = tls::client(&config, &tls::HostTls::default())?;
+        Hosts::new(Arc::new(config), client)
+    }
+
+    async fn urls(reference: &str, purpose: Purpose, config: &RegistryConfig) -> Vec<String> {
         let reference: Reference = reference.parse().unwrap();
-        let hosts = Hosts::new().for_pull(&reference, config).unwrap();
-        hosts
+        let endpoints = hosts(config.clone())
+            .unwrap()
+            .of(&reference, purpose)
+            .await
+            .unwrap();
+        endpoints
             .iter()
             .map(|host| host.url(reference.repository(), "x").to_string())
             .collect()
+    }
+
+    async fn pull_urls(reference: &str, config: &RegistryConfig) -> Vec<String> {
+        urls(reference, Purpose::Pull, config).await
     }
 
     fn mirror(host: &str, insecure: bool) -> Mirror {
@@ -241,55 +211,54 @@ mod tests {
         }
     }
 
-    #[test]
-    fn loopback_is_spoken_to_in_plain_http_and_the_world_in_https() {
+    fn with_file(dir: &Path, host: &str, text: &str) -> RegistryConfig {
+        fs::create_dir_all(dir.join(host)).unwrap();
+        fs::write(dir.join(host).join("hosts.toml"), text).unwrap();
+        RegistryConfig {
+            hosts_dirs: vec![dir.to_owned()],
+            ..RegistryConfig::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn loopback_is_spoken_to_in_plain_http_and_the_world_in_https() {
         let config = RegistryConfig::default();
-        assert_eq!(
-            urls("alpine", &config),
-            ["https://registry-1.docker.io/v2/library/alpine/x"]
-        );
-        assert_eq!(
-            urls("localhost:5000/a", &config),
-            ["http://localhost:5000/v2/a/x"]
-        );
-        assert_eq!(
-            urls("127.0.0.1:5000/a", &config),
-            ["http://127.0.0.1:5000/v2/a/x"]
-        );
-        assert_eq!(urls("[::1]:5000/a", &config), ["http://[::1]:5000/v2/a/x"]);
+        for (reference, url) in [
+            ("alpine", "https://registry-1.docker.io/v2/library/alpine/x"),
+            ("localhost:5000/a", "http://localhost:5000/v2/a/x"),
+            ("127.0.0.1:5000/a", "http://127.0.0.1:5000/v2/a/x"),
+            ("[::1]:5000/a", "http://[::1]:5000/v2/a/x"),
+        ] {
+            assert_eq!(pull_urls(reference, &config).await, [url]);
+        }
         let insecure = RegistryConfig {
             insecure_hosts: ["reg.example:5000".to_owned()].into(),
             ..RegistryConfig::default()
         };
         assert_eq!(
-            urls("reg.example:5000/a", &insecure),
+            pull_urls("reg.example:5000/a", &insecure).await,
             ["http://reg.example:5000/v2/a/x"]
         );
         assert_eq!(
-            urls("other.example/a", &insecure),
+            pull_urls("other.example/a", &insecure).await,
             ["https://other.example/v2/a/x"]
         );
     }
 
-    #[test]
-    fn mirrors_come_first_as_host_or_url_and_leave_the_origin_encrypted() {
+    #[tokio::test]
+    async fn mirrors_come_first_as_host_or_url_and_leave_the_origin_encrypted() {
         let mut config = RegistryConfig::default();
-        let mirrors = [
+        let mut mirrors = [
             "10.0.0.1:30000",
             "https://m.example/proxy/v2",
             "http://n.example",
         ]
-        .map(|host| mirror(host, false));
-        config
-            .mirrors
-            .insert("docker.io".to_owned(), mirrors.to_vec());
-        config
-            .mirrors
-            .entry("docker.io".to_owned())
-            .or_default()
-            .push(mirror("p.example", true));
+        .map(|host| mirror(host, false))
+        .to_vec();
+        mirrors.push(mirror("p.example", true));
+        config.mirrors.insert("docker.io".to_owned(), mirrors);
         assert_eq!(
-            urls("alpine", &config),
+            pull_urls("alpine", &config).await,
             [
                 "https://10.0.0.1:30000/v2/library/alpine/x?ns=docker.io",
                 "https://m.example/proxy/v2/library/alpine/x?ns=docker.io",
@@ -298,29 +267,119 @@ mod tests {
                 "https://registry-1.docker.io/v2/library/alpine/x",
             ]
         );
+        assert_eq!(
+            urls("alpine", Purpose::Push, &config).await,
+            ["https://registry-1.docker.io/v2/library/alpine/x"]
+        );
     }
 
-    #[test]
-    fn a_mirror_that_is_no_host_is_an_error_and_not_skipped() {
+    #[tokio::test]
+    async fn a_mirror_that_is_no_host_is_an_error_and_not_skipped() {
         for host in ["", "https://", "user:pw@m.example"] {
             let mut config = RegistryConfig::default();
             config
                 .mirrors
                 .insert("docker.io".to_owned(), vec![mirror(host, false)]);
-            assert!(check(&config).is_err(), "{host:?}");
+            let error = hosts(config).unwrap_err().to_string();
+            assert!(
+                error.contains("mirror 1 of docker.io") && !error.contains("pw"),
+                "{error}"
+            );
         }
     }
 
-    #[test]
-    fn a_host_that_was_not_reached_is_asked_last() {
+    #[tokio::test]
+    async fn a_host_that_was_not_reached_is_asked_last() {
         let mut config = RegistryConfig::default();
         config
             .mirrors
             .insert("docker.io".to_owned(), vec![mirror("m.example", false)]);
         let reference: Reference = "alpine".parse().unwrap();
-        let hosts = Hosts::new();
-        hosts.for_pull(&reference, &config).unwrap()[0].rest();
-        let order = hosts.for_pull(&reference, &config).unwrap();
+        let hosts = hosts(config).unwrap();
+        hosts.of(&reference, Purpose::Pull).await.unwrap()[0].rest();
+        let order = hosts.of(&reference, Purpose::Pull).await.unwrap();
         assert!(!order[0].is_mirror() && order[1].is_mirror());
+    }
+
+    const FILE: &str = r#"
+        server = "https://real.example/base"
+        [host."https://z.example"]
+          capabilities = ["pull"]
+          skip_verify = true
+          [host."https://z.example".header]
+            x-custom = ["one", "two"]
+        [host."http://a.example/api/v2"]
+          capabilities = ["pull", "resolve"]
+        [host."https://q.example/odd/path"]
+          override_path = true
+    "#;
+
+    #[tokio::test]
+    async fn the_hosts_of_hosts_toml_are_used_in_the_order_of_the_file_for_what_they_can_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = with_file(dir.path(), "reg.example", FILE);
+        let z = "https://z.example/v2/a/x?ns=reg.example";
+        let a = "http://a.example/api/v2/a/x?ns=reg.example";
+        let q = "https://q.example/odd/path/a/x?ns=reg.example";
+        let server = "https://real.example/base/v2/a/x?ns=reg.example";
+        assert_eq!(pull_urls("reg.example/a", &config).await, [z, a, q, server]);
+        assert_eq!(
+            urls("reg.example/a", Purpose::Resolve, &config).await,
+            [a, q, server]
+        );
+        assert_eq!(
+            urls("reg.example/a", Purpose::Push, &config).await,
+            [q, server]
+        );
+        assert_eq!(
+            pull_urls("other.example/a", &config).await,
+            ["https://other.example/v2/a/x"]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_host_with_a_port_and_the_default_have_their_directories() {
+        let dir = tempfile::tempdir().unwrap();
+        let plain = "[host.\"http://reg.example:5000\"]\n";
+        let config = with_file(dir.path(), "reg.example_5000_", plain);
+        let found = pull_urls("reg.example:5000/a", &config).await;
+        assert_eq!(
+            found,
+            [
+                "http://reg.example:5000/v2/a/x",
+                "https://reg.example:5000/v2/a/x"
+            ]
+        );
+        let config = with_file(dir.path(), "_default", "[host.\"https://cache.example\"]\n");
+        assert_eq!(
+            pull_urls("some.example/a", &config).await,
+            [
+                "https://cache.example/v2/a/x?ns=some.example",
+                "https://some.example/v2/a/x"
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_malformed_hosts_toml_is_an_error_that_names_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let reference: Reference = "reg.example/a".parse().unwrap();
+        for text in [
+            "server = 5",
+            "[host.\"https://\"]",
+            "ca = \"/nowhere.pem\"",
+            "[host.x]\nskip_verify = 1",
+        ] {
+            let hosts = hosts(with_file(dir.path(), "reg.example", text)).unwrap();
+            let error = hosts
+                .of(&reference, Purpose::Pull)
+                .await
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains("reg.example/hosts.toml") || error.contains("/nowhere.pem"),
+                "{text}: {error}"
+            );
+        }
     }
 }

@@ -14,7 +14,7 @@ use super::body::Body;
 use super::descriptor::{Descriptor, Resolved, media_type};
 use super::download::digest_of;
 use super::error::{Problem, RegistryError};
-use super::hosts::Endpoint;
+use super::hosts::{Endpoint, Purpose};
 use super::transport::{Answer, Call};
 use super::{MAX_MANIFEST_SIZE, Reference, Registry};
 
@@ -31,7 +31,12 @@ pub(super) async fn resolve(
     reference: &Reference,
 ) -> Result<Resolved, RegistryError> {
     let object = format!("manifest {}", reference.manifest_path());
-    let mut attempts = registry.pull_attempts(reference, object)?;
+    let purpose = if reference.digest().is_some() {
+        Purpose::Pull
+    } else {
+        Purpose::Resolve
+    };
+    let mut attempts = registry.attempts(reference, purpose, object).await?;
     loop {
         let endpoint = attempts.endpoint();
         match attempts.limited(get(registry, &endpoint, reference)).await {
@@ -47,7 +52,7 @@ pub(super) async fn head(
     reference: &Reference,
 ) -> Result<Option<Descriptor>, RegistryError> {
     let object = format!("manifest {}", reference.manifest_path());
-    let mut attempts = registry.push_attempts(reference, object)?;
+    let mut attempts = registry.attempts(reference, Purpose::Push, object).await?;
     loop {
         let endpoint = attempts.endpoint();
         let attempt = async {

@@ -1,4 +1,4 @@
-//! Pushes: blobs and manifests, always to the origin.
+//! Pushes: blobs and manifests, to the origin or what `hosts.toml` says takes them.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use ztoc::Digest;
 
 use super::auth::Scope;
 use super::error::{Problem, RegistryError};
-use super::hosts::Endpoint;
+use super::hosts::{Endpoint, Purpose};
 use super::transport::{Call, Payload, location};
 use super::{Pushed, Reference, Registry};
 
@@ -29,7 +29,9 @@ pub(super) async fn has_blob(
     reference: &Reference,
     digest: &Digest,
 ) -> Result<bool, RegistryError> {
-    let mut attempts = registry.push_attempts(reference, format!("blob {digest}"))?;
+    let mut attempts = registry
+        .attempts(reference, Purpose::Push, format!("blob {digest}"))
+        .await?;
     loop {
         let endpoint = attempts.endpoint();
         match attempts
@@ -81,7 +83,8 @@ pub(super) async fn blob(
         return Ok(());
     }
     let mut attempts = registry
-        .push_attempts(reference, format!("upload of blob {digest}"))?
+        .attempts(reference, Purpose::Push, format!("upload of blob {digest}"))
+        .await?
         .unlimited();
     loop {
         let endpoint = attempts.endpoint();
@@ -134,7 +137,7 @@ pub(super) async fn manifest(
     bytes: Bytes,
 ) -> Result<Pushed, RegistryError> {
     let object = format!("upload of manifest {}", reference.manifest_path());
-    let mut attempts = registry.push_attempts(reference, object)?;
+    let mut attempts = registry.attempts(reference, Purpose::Push, object).await?;
     loop {
         let endpoint = attempts.endpoint();
         let attempt = put_manifest(registry, &endpoint, reference, media_type, bytes.clone());

@@ -14,7 +14,7 @@ use super::auth::Scope;
 use super::body::Body;
 use super::descriptor::{Descriptor, media_type};
 use super::error::{Problem, RegistryError};
-use super::hosts::Endpoint;
+use super::hosts::{Endpoint, Purpose};
 use super::manifests::content_type;
 use super::transport::{Answer, Call};
 use super::{MAX_MANIFEST_SIZE, Reference, Registry};
@@ -70,7 +70,13 @@ async fn by_api(
     subject: &Digest,
     artifact_type: &str,
 ) -> Result<Vec<Descriptor>, RegistryError> {
-    let mut attempts = registry.pull_attempts(reference, format!("referrers of {subject}"))?;
+    let mut attempts = registry
+        .attempts(
+            reference,
+            Purpose::Resolve,
+            format!("referrers of {subject}"),
+        )
+        .await?;
     loop {
         let endpoint = attempts.endpoint();
         let mut url = endpoint.url(reference.repository(), &format!("referrers/{subject}"));

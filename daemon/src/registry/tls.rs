@@ -1,6 +1,6 @@
 //! TLS and the HTTP client under everything.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::time::Duration;
 
@@ -18,28 +18,35 @@ pub fn install() {
     });
 }
 
-/// An HTTP client with the configured limits. It follows no redirect: where one leads must be known,
-/// and must not be logged.
-pub(crate) fn client(config: &RegistryConfig) -> Result<reqwest::Client, Problem> {
-    install();
-    let extra = authorities(&config.tls)?;
-    let build = |builder: ClientBuilder| builder.build();
-    match build(builder(config)?.tls_certs_merge(extra.clone())) {
-        Ok(client) => Ok(client),
-        // A system without root certificates can still speak plain HTTP, or to hosts under `ca_file`.
-        Err(error) => {
-            let client =
-                build(builder(config)?.tls_certs_only(extra)).map_err(|_| setup("TLS", &error))?;
-            tracing::warn!(
-                error = %error.without_url(),
-                "no root certificates on this system: only the configured authorities are trusted"
-            );
-            Ok(client)
-        }
-    }
+/// What one host wants beside the configured certificates.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct HostTls {
+    pub(crate) ca_files: Vec<PathBuf>,
+    /// The client's certificate, and its key if that is in another file.
+    pub(crate) identity: Option<(PathBuf, Option<PathBuf>)>,
+    pub(crate) skip_verify: bool,
 }
 
-fn builder(config: &RegistryConfig) -> Result<ClientBuilder, Problem> {
+/// An HTTP client with the configured limits. It follows no redirect: where one leads must be known,
+/// and must not be logged. Blocks on reading certificates.
+pub(crate) fn client(config: &RegistryConfig, host: &HostTls) -> Result<reqwest::Client, Problem> {
+    install();
+    let extra = authorities(&config.tls, host)?;
+    let merged = builder(config, host)?
+        .tls_certs_merge(extra.clone())
+        .build();
+    let error = match merged {
+        Ok(client) => return Ok(client),
+        Err(error) => error.without_url(),
+    };
+    // A system without root certificates can still speak plain HTTP, or to hosts under `ca_file`.
+    let only = builder(config, host)?.tls_certs_only(extra).build();
+    let client = only.map_err(|_| setup("TLS", &error))?;
+    tracing::warn!(%error, "no root certificates on this system: only the configured authorities are trusted");
+    Ok(client)
+}
+
+fn builder(config: &RegistryConfig, host: &HostTls) -> Result<ClientBuilder, Problem> {
     let builder = reqwest::Client::builder()
         .user_agent(&config.user_agent)
         .redirect(redirect::Policy::none())
@@ -49,25 +56,27 @@ fn builder(config: &RegistryConfig) -> Result<ClientBuilder, Problem> {
         .pool_max_idle_per_host(100)
         .tcp_keepalive(Duration::from_secs(30))
         .http2_adaptive_window(true)
-        .tls_danger_accept_invalid_certs(config.tls.skip_verify);
-    Ok(match identity(&config.tls)? {
+        .tls_danger_accept_invalid_certs(config.tls.skip_verify || host.skip_verify);
+    Ok(match identity(&config.tls, host)? {
         Some(identity) => builder.identity(identity),
         None => builder,
     })
 }
 
-fn authorities(tls: &TlsConfig) -> Result<Vec<Certificate>, Problem> {
-    let Some(path) = &tls.ca_file else {
-        return Ok(Vec::new());
-    };
-    Certificate::from_pem_bundle(&read(path)?)
-        .map_err(|error| setup(&path.display().to_string(), &error))
+fn authorities(tls: &TlsConfig, host: &HostTls) -> Result<Vec<Certificate>, Problem> {
+    let mut certificates = Vec::new();
+    for path in tls.ca_file.iter().chain(&host.ca_files) {
+        let bundle = Certificate::from_pem_bundle(&read(path)?);
+        certificates.extend(bundle.map_err(|error| setup(&path.display().to_string(), &error))?);
+    }
+    Ok(certificates)
 }
 
-fn identity(tls: &TlsConfig) -> Result<Option<Identity>, Problem> {
-    let (cert, key) = match (&tls.cert_file, &tls.key_file) {
-        (Some(cert), Some(key)) => (cert, key),
-        (None, None) => return Ok(None),
+fn identity(tls: &TlsConfig, host: &HostTls) -> Result<Option<Identity>, Problem> {
+    let (cert, key) = match (&host.identity, &tls.cert_file, &tls.key_file) {
+        (Some((cert, key)), _, _) => (cert, key.as_ref()),
+        (None, Some(cert), Some(key)) => (cert, Some(key)),
+        (None, None, None) => return Ok(None),
         _ => {
             return Err(Problem::Setup {
                 detail: String::from(
@@ -76,9 +85,11 @@ fn identity(tls: &TlsConfig) -> Result<Option<Identity>, Problem> {
             });
         }
     };
-    let mut pem = read(key)?;
-    pem.push(b'\n');
-    pem.extend(read(cert)?);
+    let mut pem = read(cert)?;
+    if let Some(key) = key {
+        pem.push(b'\n');
+        pem.extend(read(key)?);
+    }
     Identity::from_pem(&pem)
         .map(Some)
         .map_err(|error| setup(&cert.display().to_string(), &error))

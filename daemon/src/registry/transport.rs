@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue, LOCATION};
-use reqwest::{Method, Response, StatusCode};
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use tokio_util::io::ReaderStream;
 use url::Url;
 
@@ -56,7 +56,6 @@ pub(crate) struct Answer {
 /// Sends requests.
 #[derive(Debug)]
 pub(crate) struct Transport {
-    client: reqwest::Client,
     auth: Authorizer,
     pub(crate) http: HttpConfig,
 }
@@ -83,18 +82,11 @@ impl Call {
 }
 
 impl Transport {
-    pub(crate) fn new(config: &RegistryConfig) -> Result<Self, Problem> {
-        let client = tls::client(config)?;
-        let auth = Authorizer::new(
-            client.clone(),
-            config.http.clone(),
-            config.credentials.clone(),
-        );
-        Ok(Self {
-            client,
-            auth,
+    pub(crate) fn new(config: &RegistryConfig) -> Self {
+        Self {
+            auth: Authorizer::new(config.http.clone(), config.credentials.clone()),
             http: config.http.clone(),
-        })
+        }
     }
 
     /// Sends `call` to `endpoint`, answering its challenge once and following redirects. Any status
@@ -109,9 +101,13 @@ impl Transport {
         let (mut challenged, mut redirects) = (false, 0);
         loop {
             let own = endpoint.owns(&url);
-            let response = self
-                .once(call, &url, shown.as_ref().filter(|_| own))
-                .await?;
+            let request = endpoint.client.request(call.method.clone(), url.clone());
+            let request = if own {
+                authorized(request.headers(endpoint.headers.clone()), shown.as_ref())
+            } else {
+                request
+            };
+            let response = self.once(call, &url, request).await?;
             if own && !challenged && refused(&response, shown.is_some()) {
                 challenged = true;
                 let renewed =
@@ -137,9 +133,16 @@ impl Transport {
         }
     }
 
-    /// Sends `call` to its URL as it is: without credentials.
-    pub(crate) async fn send_bare(&self, call: &Call) -> Result<Answer, Problem> {
-        let response = self.once(call, &call.url, None).await?;
+    /// Sends `call` to its URL as it is, which is not the endpoint's: without credentials.
+    pub(crate) async fn send_bare(
+        &self,
+        endpoint: &Endpoint,
+        call: &Call,
+    ) -> Result<Answer, Problem> {
+        let request = endpoint
+            .client
+            .request(call.method.clone(), call.url.clone());
+        let response = self.once(call, &call.url, request).await?;
         Ok(Answer {
             response,
             url: call.url.clone(),
@@ -151,15 +154,9 @@ impl Transport {
         &self,
         call: &Call,
         url: &Url,
-        auth: Option<&HeaderValue>,
+        request: RequestBuilder,
     ) -> Result<Response, Problem> {
-        let mut request = self
-            .client
-            .request(call.method.clone(), url.clone())
-            .headers(call.headers.clone());
-        if let Some(auth) = auth {
-            request = request.header(AUTHORIZATION, auth);
-        }
+        let request = request.headers(call.headers.clone());
         let request = match &call.payload {
             Payload::Empty => request,
             Payload::Bytes(bytes) => request.body(bytes.clone()),
@@ -188,6 +185,13 @@ impl Transport {
             Payload::Bytes(bytes) => sending(bytes.len() as u64),
             Payload::File { size, .. } => sending(*size),
         }
+    }
+}
+
+fn authorized(request: RequestBuilder, header: Option<&HeaderValue>) -> RequestBuilder {
+    match header {
+        Some(header) => request.header(AUTHORIZATION, header),
+        None => request,
     }
 }
 

@@ -14,7 +14,7 @@ pub enum Wanted {
         /// The chain ID.
         target: String,
         /// What is known of it, or why that is not enough.
-        request: Result<LayerRequest, NotLazy>,
+        request: Result<Box<LayerRequest>, NotLazy>,
     },
 }
 
@@ -25,7 +25,7 @@ impl Wanted {
             None => Self::Container,
             Some(target) => Self::Layer {
                 target: target.clone(),
-                request: labels::parse(labels, namespace),
+                request: labels::parse(labels, namespace).map(Box::new),
             },
         }
     }

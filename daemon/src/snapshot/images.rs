@@ -154,33 +154,3 @@ pub enum MountError {
         source: std::io::Error,
     },
 }
-
-/// Provides no layer: containerd pulls and unpacks everything, as with any snapshotter.
-#[derive(Debug, Clone, Copy)]
-pub struct DeferAll;
-
-#[async_trait]
-impl Images for DeferAll {
-    async fn prepare(&self, _: &LayerRequest, _: &Path, _: &LowerDirs) -> Prepared {
-        Prepared::Deferred {
-            reason: NotLazy::Disabled,
-        }
-    }
-
-    async fn mount(&self, run: &LazyRun) -> Result<Arc<dyn MountedView>, MountError> {
-        let detail = "lazy loading is switched off in the configuration".to_owned();
-        match run.layers.first() {
-            Some(layer) => Err(MountError::Layer {
-                layer: layer.digest,
-                image: layer.image.to_string(),
-                detail,
-            }),
-            None => Err(MountError::Kernel {
-                path: PathBuf::new(),
-                source: std::io::Error::other(detail),
-            }),
-        }
-    }
-
-    async fn collect(&self, _: &BTreeSet<Digest>) {}
-}

@@ -278,18 +278,20 @@ async fn tls_with_an_own_authority_is_trusted_only_when_told() {
     }));
     blind.resolve(&image).await.unwrap();
 
-    let mut stranger = RegistryConfig::default();
-    let entry = Mirror {
-        host: format!("https://127.0.0.1:{}", debian.port),
-        insecure: false,
-        request_timeout: None,
-    };
-    stranger
-        .mirrors
-        .insert("127.0.0.1:1".to_owned(), vec![entry]);
-    stranger.http.max_retries = 0;
-    let through: Reference = "127.0.0.1:1/team/app:v1".parse().unwrap();
-    assert!(client(stranger).resolve(&through).await.is_err());
+    // The same by hosts.toml, whose paths are relative to it.
+    let hosts = path("certs.d").join(format!("127.0.0.1:{}", debian.port));
+    std::fs::create_dir_all(&hosts).unwrap();
+    let toml = format!(
+        "[host.\"https://127.0.0.1:{}\"]\nca = \"../../ca.pem\"\n",
+        debian.port
+    );
+    std::fs::write(hosts.join("hosts.toml"), toml).unwrap();
+    let told = client(RegistryConfig {
+        hosts_dirs: vec![path("certs.d")],
+        ..RegistryConfig::default()
+    });
+    told.resolve(&image).await.unwrap();
+    told.push_blob(&image, pattern(77).into()).await.unwrap();
 
     openssl(
         dir.path(),

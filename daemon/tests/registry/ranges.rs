@@ -226,15 +226,15 @@ async fn a_redirect_that_has_run_out_is_refreshed() {
 
 #[tokio::test]
 async fn a_signature_is_in_no_error() {
-    let scene = scene().await;
-    scene.registry.redirect_blobs(100);
-    scene.reads_right().await;
     for fault in [
         Fault::status(500),
         Fault::Reset,
-        Fault::Stall,
+        Fault::StallBody(3),
         Fault::ContentRange("x".to_owned()),
     ] {
+        let scene = scene().await;
+        scene.registry.redirect_blobs(100);
+        scene.reads_right().await;
         scene
             .registry
             .script(Match::path("team/app/blobs").method("GET"), fault);
@@ -272,10 +272,51 @@ async fn a_mirror_that_fails_is_passed_over_for_the_next_host() {
 
     for fault in [Fault::status(404), Fault::status(500), Fault::Reset] {
         let before = origin.requests().len();
-        mirror.script(Match::path("/blobs/"), fault);
+        mirror.script(Match::path("/blobs/").once(), fault);
         assert_eq!(blob.read(10..20).await.unwrap(), &bytes[10..20]);
         assert_eq!(origin.requests().len(), before + 1);
     }
+}
+
+#[tokio::test]
+async fn headers_of_hosts_toml_go_to_their_host_and_not_where_it_redirects() {
+    let mirror = ScriptedRegistry::start().await.unwrap();
+    let bytes = pattern(SIZE);
+    let digest = mirror.put_blob("team/app", bytes.clone());
+    mirror.redirect_blobs(10);
+    mirror.set_auth(integration::registry::Auth::Basic {
+        user: "u".to_owned(),
+        password: "p".to_owned(),
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let entry = dir.path().join("reg.example");
+    std::fs::create_dir(&entry).unwrap();
+    // The header is the credentials: the storage host refuses whoever shows any.
+    let toml = format!(
+        "[host.\"http://{}\"]\ncapabilities = [\"pull\"]\n[host.\"http://{0}\".header]\nAuthorization = \"Basic dTpw\"\n",
+        mirror.host()
+    );
+    std::fs::write(entry.join("hosts.toml"), toml).unwrap();
+    let config = RegistryConfig {
+        hosts_dirs: vec![dir.path().to_owned()],
+        ..quick()
+    };
+    let image = "reg.example/team/app:v1".parse().unwrap();
+    let blob = client(config).blob(&image, &digest.parse().unwrap(), SIZE as u64);
+    for _ in 0..2 {
+        assert_eq!(blob.read(0..10).await.unwrap(), &bytes[..10]);
+    }
+    assert_eq!(mirror.requests().len(), 3);
+}
+
+#[tokio::test]
+async fn a_read_that_nobody_waits_for_any_more_is_dropped() {
+    let scene = scene().await;
+    scene.registry.script(Match::path("/blobs/"), Fault::Stall);
+    let read = tokio::time::timeout(Duration::from_millis(50), scene.blob.read(0..10));
+    assert!(read.await.is_err());
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert_eq!(scene.asked(), 1);
 }
 
 #[tokio::test]

@@ -3,7 +3,6 @@
 //! All of it can be made again at any time; the kernel keeps what it has been told, so that little
 //! is asked for twice and little need be kept.
 
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use lru::LruCache;
@@ -13,7 +12,7 @@ use super::{Listing, MergedDirectory};
 use crate::inode::Node;
 
 /// Merged directories kept per view, about 100 bytes each.
-const DIRECTORIES: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+const DIRECTORIES: usize = 4096;
 
 /// Names kept in listings per view, 16 bytes each; one larger listing is kept all the same, as the
 /// kernel comes for it in many pieces.
@@ -33,9 +32,10 @@ struct Listings {
 impl Cache {
     pub(super) fn new() -> Self {
         Self {
-            directories: Mutex::new(LruCache::new(DIRECTORIES)),
+            // Unbounded ones take no memory in advance; both are kept within bounds below.
+            directories: Mutex::new(LruCache::unbounded()),
             listings: Mutex::new(Listings {
-                kept: LruCache::new(DIRECTORIES),
+                kept: LruCache::unbounded(),
                 names: 0,
             }),
         }
@@ -46,7 +46,11 @@ impl Cache {
     }
 
     pub(super) fn keep_directory(&self, node: Node, directory: Arc<MergedDirectory>) {
-        self.directories.lock().put(node, directory);
+        let mut directories = self.directories.lock();
+        directories.put(node, directory);
+        if directories.len() > DIRECTORIES {
+            directories.pop_lru();
+        }
     }
 
     pub(super) fn listing(&self, node: Node) -> Option<Arc<Listing>> {
@@ -59,7 +63,9 @@ impl Cache {
         if let Some((_, dropped)) = listings.kept.push(node, listing) {
             listings.names -= dropped.len();
         }
-        while listings.names > NAMES && listings.kept.len() > 1 {
+        let full =
+            |listings: &Listings| listings.names > NAMES || listings.kept.len() > DIRECTORIES;
+        while full(&listings) && listings.kept.len() > 1 {
             let Some((_, dropped)) = listings.kept.pop_lru() else {
                 break;
             };

@@ -6,10 +6,10 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuse::content::{LayerContent, ReadError, ReadReply};
-use fuse::{Layer, LayerTree};
+use fuse::{Layer, LayerTree, Operation};
 use tempfile::TempDir;
 use ztoc::UncompressedOffset;
 
@@ -155,6 +155,41 @@ fn reads_that_wait_do_not_stop_others() {
     }
 }
 
+#[test]
+fn a_reader_that_waits_can_be_killed() {
+    let tar = archive(&[Member::file("away", pattern(3_000_000))]);
+    let held = Arc::new(Mutex::new(Vec::new()));
+    let content = Stuck {
+        from: 0,
+        bytes: Arc::default(),
+        held: Arc::clone(&held),
+    };
+    let tree = Arc::new(LayerTree::new(toc(&tar)));
+    let view = MountedView::new(
+        vec![Layer {
+            tree,
+            content: Arc::new(content),
+        }],
+        false,
+    );
+    let mut reader = Command::new("cat")
+        .arg(view.path().join("away"))
+        .spawn()
+        .unwrap();
+    while held.lock().unwrap().is_empty() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    reader.kill().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let mut ended = false;
+    while !ended && Instant::now() < deadline {
+        ended = reader.try_wait().unwrap().is_some();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    held.lock().unwrap().clear();
+    assert!(ended);
+}
+
 /// Answers every read in one and the same way.
 struct Always(fn(ReadReply));
 
@@ -174,7 +209,10 @@ fn read_with(answer: fn(ReadReply)) -> io::Result<Vec<u8>> {
         }],
         false,
     );
-    fs::read(view.path().join("f"))
+    let outcome = fs::read(view.path().join("f"));
+    let counters = view.session.counters();
+    assert!(counters.failures(Operation::Read) > 0 && counters.read_bytes() == 0);
+    outcome
 }
 
 #[test]
@@ -188,6 +226,28 @@ fn a_reply_that_is_dropped_short_or_an_error_fails_the_read_and_never_shortens_i
     for outcome in outcomes {
         assert_eq!(outcome.unwrap_err().raw_os_error(), Some(5));
     }
+}
+
+#[test]
+fn a_panic_over_a_read_fails_that_read_alone() {
+    let data = pattern(5000);
+    let tar = archive(&[Member::file("bad", &data), Member::file("good", &data)]);
+    let good = toc(&tar).entries()[1].offset.0;
+    struct Panicking(Vec<u8>, u64);
+    impl LayerContent for Panicking {
+        fn read(&self, range: Range<UncompressedOffset>, reply: ReadReply) {
+            assert!(range.start.0 >= self.1, "as the test wants it");
+            reply.data(&self.0[range.start.0 as usize..range.end.0 as usize]);
+        }
+    }
+    let tree = Arc::new(LayerTree::new(toc(&tar)));
+    let content = Arc::new(Panicking(tar, good));
+    let view = MountedView::new(vec![Layer { tree, content }], false);
+    for _ in 0..5 {
+        let outcome = fs::read(view.path().join("bad"));
+        assert_eq!(outcome.unwrap_err().raw_os_error(), Some(5));
+    }
+    assert!(fs::read(view.path().join("good")).unwrap() == data);
 }
 
 #[test]

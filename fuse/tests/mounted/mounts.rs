@@ -17,9 +17,12 @@ pub(crate) struct MountedView {
 
 impl MountedView {
     pub(crate) fn new(layers: Vec<Layer>, stacked: bool) -> Self {
+        Self::serving(View::new(layers, stacked))
+    }
+
+    pub(crate) fn serving(view: View) -> Self {
         let directory = TempDir::new().unwrap();
         let options = MountOptions::new(std::env::temp_dir());
-        let view = View::new(layers, stacked);
         let session = fuse::mount(view, directory.path(), &options).unwrap();
         Self { session, directory }
     }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use fuse::View;
 use tempfile::TempDir;
 
 use crate::containerd::Containerd;
@@ -112,4 +113,39 @@ fn a_view_on_the_bottom_shows_no_trace_of_whiteouts() {
     assert!(!seen.contains_key(Path::new("removed")));
     assert!(seen.values().all(|seen| seen.xattrs.is_empty()));
     assert_eq!(look(&view.path().join("opaque")).nlink, 1);
+}
+
+#[test]
+fn a_directory_that_is_only_implied_has_the_attributes_it_has_below_the_view() {
+    let bottom = archive(&[
+        Member::directory("tmp/").mode(0o1777),
+        Member::directory("home/").mode(0o711).owner(1, 2),
+        Member::directory("home/user/")
+            .mode(0o700)
+            .owner(1000, 1000),
+        Member::file("was-file", "1"),
+    ]);
+    let top = archive(&[
+        Member::file("tmp/x", "2"),
+        Member::file("home/user/.cache/y", "2"),
+        Member::file("new/z", "2"),
+    ]);
+    let unpacked_bottom = TempDir::new().unwrap();
+    extract(&bottom, unpacked_bottom.path());
+    std::os::unix::fs::symlink("/", unpacked_bottom.path().join("new")).unwrap();
+    let layers = vec![layer(&archive(&[])), layer(&top)];
+    let view = View::new(layers, true)
+        .with_lower(&[unpacked_bottom.path().into()])
+        .unwrap();
+    let view = MountedView::serving(view);
+    let overlay = Overlay::new(&[view.path(), unpacked_bottom.path()]);
+    let attributes = |path: &str| {
+        let seen = look(&overlay.path().join(path));
+        (seen.mode & 0o7777, seen.owner)
+    };
+    assert_eq!(attributes("tmp"), (0o1777, (0, 0)));
+    assert_eq!(attributes("home"), (0o711, (1, 2)));
+    assert_eq!(attributes("home/user"), (0o700, (1000, 1000)));
+    assert_eq!(attributes("home/user/.cache"), (0o755, (0, 0)));
+    assert_eq!(attributes("new"), (0o755, (0, 0)), "a link is not followed");
 }

@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, Read};
 
 /// How much is read at once.
-const CHUNK_LEN: usize = 1 << 20;
+const CHUNK_LEN: usize = 256 << 10;
 
 /// A reader with the bytes that have been read and are still needed.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use crate::checkpoint::WINDOW_LEN;
 use crate::gzip::Trailer;
 
 /// Output per buffer.
-const PIECE_LEN: usize = 1 << 20;
+const PIECE_LEN: usize = 256 << 10;
 
 /// Ends of members that one piece may tell of.
 const MAX_MEMBERS: usize = 1 << 14;

@@ -69,13 +69,13 @@ pub(super) fn build(
     let mut input = Input::new(layer);
     while input.bytes().len() < SNIFF_LEN && input.fill()? {}
     check_format(compression, input.bytes())?;
-    let whole_blob = compression == Compression::Gzip;
+    let gzip = compression == Compression::Gzip;
     let (plain, plain_pieces) = sync_channel(QUEUE_LEN);
     let (compressed, compressed_pieces) = sync_channel(QUEUE_LEN);
     let sinks = Sinks { plain, compressed };
     thread::scope(|scope| {
-        let hashing = scope.spawn(move || hash(&compressed_pieces, whole_blob));
-        let scanning = scope.spawn(move || scan(&plain_pieces));
+        let hashing = scope.spawn(move || hash(&compressed_pieces, gzip));
+        let scanning = scope.spawn(move || scan(&plain_pieces, gzip));
         let read = match compression {
             Compression::Gzip => Gunzip::new(input, &sinks, options.span_size).run(),
             Compression::Uncompressed => copy(input, &sinks, options.span_size),
@@ -117,16 +117,16 @@ fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-fn hash(pieces: &Receiver<CompressedPiece>, whole_blob: bool) -> (Option<Digest>, Vec<Digest>) {
-    let mut hasher = CompressedHasher::new(whole_blob);
+fn hash(pieces: &Receiver<CompressedPiece>, gzip: bool) -> (Option<Digest>, Vec<Digest>) {
+    let mut hasher = CompressedHasher::new(gzip);
     for piece in pieces {
         hasher.take(&piece);
     }
     hasher.finish()
 }
 
-fn scan(pieces: &Receiver<PlainPiece>) -> Result<(Digest, Scanned), BuildError> {
-    let mut reader = PlainReader::default();
+fn scan(pieces: &Receiver<PlainPiece>, gzip: bool) -> Result<(Digest, Scanned), BuildError> {
+    let mut reader = PlainReader::new(gzip);
     for piece in pieces {
         reader.take(&piece)?;
     }

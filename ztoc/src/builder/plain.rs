@@ -23,13 +23,21 @@ pub(super) struct PlainPiece {
 #[derive(Debug, Default)]
 pub(super) struct PlainReader {
     hasher: Sha256,
-    crc: crc32fast::Hasher,
+    /// Of the current gzip member, if there are any.
+    crc: Option<crc32fast::Hasher>,
     member_start: u64,
     position: u64,
     scanner: Scanner,
 }
 
 impl PlainReader {
+    pub(super) fn new(gzip: bool) -> Self {
+        Self {
+            crc: gzip.then(crc32fast::Hasher::new),
+            ..Self::default()
+        }
+    }
+
     pub(super) fn take(&mut self, piece: &PlainPiece) -> Result<(), BuildError> {
         let bytes = &piece.buffer[piece.range.clone()];
         self.hasher.update(bytes);
@@ -47,10 +55,11 @@ impl PlainReader {
             let len = usize::try_from(end - self.position).expect("within this piece");
             let (member, rest) = bytes.split_at(len);
             self.advance(member);
-            let crc = std::mem::take(&mut self.crc).finalize();
+            let crc = self.crc.replace(crc32fast::Hasher::new());
+            let crc = crc.map(crc32fast::Hasher::finalize);
             // Lengths are stated modulo 2^32.
             let len = (end - self.member_start) & u64::from(u32::MAX);
-            if crc != trailer.crc || len != u64::from(trailer.len) {
+            if crc != Some(trailer.crc) || len != u64::from(trailer.len) {
                 return Err(BuildError::Checksum(*end));
             }
             self.member_start = *end;
@@ -61,7 +70,9 @@ impl PlainReader {
     }
 
     fn advance(&mut self, bytes: &[u8]) {
-        self.crc.update(bytes);
+        if let Some(crc) = &mut self.crc {
+            crc.update(bytes);
+        }
         self.position += bytes.len() as u64;
     }
 

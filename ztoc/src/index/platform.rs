@@ -131,7 +131,7 @@ impl FromStr for Platform {
         let error = || ParsePlatformError(text.chars().take(100).collect());
         let parts: Vec<&str> = text.trim().split('/').collect();
         let word = |part: &&str| {
-            !part.is_empty()
+            part.starts_with(|c: char| c.is_ascii_alphanumeric())
                 && part
                     .bytes()
                     .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))

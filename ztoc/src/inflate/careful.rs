@@ -2,12 +2,13 @@
 //! and every stream that is corrupt.
 
 use super::bits::{Bits, Read};
+use super::cursor::Cursor;
 use super::tables::{BlockTables, DISTANCE_BITS, LITLEN_BITS, distance, litlen};
 use crate::error::InflateError;
 
 /// One token of a compressed block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Token {
+enum Token {
     /// A byte.
     Literal(u8),
     /// `length` bytes that stand `distance` bytes back.
@@ -16,8 +17,43 @@ pub(super) enum Token {
     EndOfBlock,
 }
 
+/// Decodes tokens until the block ends, which makes `true`, or `out` is full. The cursor
+/// stands behind the last whole token, whatever the outcome.
+pub(super) fn decode(
+    input: &[u8],
+    cursor: &mut Cursor,
+    out: &mut [u8],
+    pos: &mut usize,
+    tables: &BlockTables,
+) -> Read<bool> {
+    let mut bits = Bits::new(input, cursor.bit);
+    while *pos < out.len() {
+        let token = token(&mut bits, tables)?;
+        cursor.bit = bits.at();
+        match token {
+            Token::Literal(byte) => {
+                out[*pos] = byte;
+                *pos += 1;
+            }
+            Token::Match { length, distance } => {
+                if usize::from(distance) > *pos {
+                    return Err(InflateError::TooFarBack {
+                        distance,
+                        available: *pos,
+                    }
+                    .into());
+                }
+                (cursor.left, cursor.distance) = (length, distance);
+                *pos = cursor.finish_match(out, *pos);
+            }
+            Token::EndOfBlock => return Ok(true),
+        }
+    }
+    Ok(false)
+}
+
 /// Reads one token; after an error `bits` stand inside of it.
-pub(super) fn token(bits: &mut Bits<'_>, tables: &BlockTables) -> Read<Token> {
+fn token(bits: &mut Bits<'_>, tables: &BlockTables) -> Read<Token> {
     let mut buffer = bits.peek();
     let mut entry = tables.litlen[low(buffer, LITLEN_BITS)];
     if entry & litlen::LINK != 0 {

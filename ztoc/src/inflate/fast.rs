@@ -2,18 +2,20 @@
 //!
 //! It runs while input and output have some slack, so that words can be read and written
 //! where bytes are meant, and leaves the rest, at a token, to [`super::careful`].
+// Parts of table entries and masked indices are shortened, which loses nothing.
+#![allow(clippy::cast_possible_truncation)]
 
-use super::tables::{BlockTables, DISTANCE_BITS, LITLEN_BITS, distance, litlen};
+use super::tables::{DISTANCE_BITS, LITLEN_BITS, distance, litlen};
 use crate::error::InflateError;
 
 /// Input that must lie behind a turn's first byte: three refills of seven bytes and the
 /// eight that the last one looks at.
 const INPUT_SLACK: usize = 32;
 /// Output that must have room at a turn's start: three literals, a match of 258, and
-/// what the last word writes too much; more than the 40 bytes that a short match writes.
-const OUTPUT_SLACK: usize = 3 + 258 + 8;
-/// Words that a match of ordinary length is copied with.
-const SHORT_WORDS: usize = 5;
+/// what the last words write too much.
+const OUTPUT_SLACK: usize = 3 + 258 + WORDS * 8;
+/// Words that are copied at once: nearly all matches are no longer.
+const WORDS: usize = 5;
 /// Longest code with extra bits after the first distance table, and the next look-up.
 const DISTANCE_TOTAL: u8 = 8 + 13 + 11;
 
@@ -52,6 +54,10 @@ pub(super) trait Memory {
     fn word(&self, at: usize) -> u64;
     /// A byte of output.
     fn byte(&self, at: usize) -> u8;
+    /// The same value, to be computed here and not where it is needed, if that pays.
+    fn hold(&self, entry: u32) -> u32 {
+        entry
+    }
 }
 
 /// Up to where turns may start.
@@ -65,7 +71,7 @@ impl Limits {
     /// Limits of an input and an output of these lengths; `None` if there is no slack.
     pub(super) fn new(input: usize, output: usize) -> Option<Self> {
         let input = input.checked_sub(INPUT_SLACK)?;
-        let output = output.checked_sub(OUTPUT_SLACK.max(SHORT_WORDS * 8 + 3))?;
+        let output = output.checked_sub(OUTPUT_SLACK)?;
         Some(Self { input, output })
     }
 
@@ -130,10 +136,24 @@ impl<const BEXTR: bool> Reader<BEXTR> {
     }
 }
 
-/// The extra bits that `total` bits end with, `code` of which are the code.
+/// The extra bits of a length: its entry says of how many bits the code takes how many.
 #[inline(always)]
-fn extra(buffer: u64, total: u64, code: u64) -> usize {
-    ((buffer & ((1 << (total & 63)) - 1)) >> (code & 63)) as usize
+fn length_extra<const BEXTR: bool>(buffer: u64, entry: u32) -> usize {
+    #[cfg(all(target_arch = "x86_64", feature = "fast"))]
+    if BEXTR {
+        return (super::raw::bzhi(buffer, entry) >> (entry >> 24 & 63)) as usize;
+    }
+    ((buffer & ((1 << (entry & 63)) - 1)) >> (entry >> 24 & 63)) as usize
+}
+
+/// The extra bits of a distance, as its entry says.
+#[inline(always)]
+fn distance_extra<const BEXTR: bool>(buffer: u64, entry: u64) -> usize {
+    #[cfg(all(target_arch = "x86_64", feature = "fast"))]
+    if BEXTR {
+        return super::raw::bextr(buffer, entry >> 16) as usize;
+    }
+    ((buffer & ((1 << (entry & 63)) - 1)) >> (entry >> 16 & 63)) as usize
 }
 
 /// Decodes tokens from `place` on until a limit, the end of the block or an error.
@@ -157,56 +177,41 @@ pub(super) fn decode<const BEXTR: bool>(
             break Leave::Slack;
         }
         reader.refill(memory);
-        if entry & litlen::LITERAL != 0 {
-            entry = literal(memory, &mut reader, &mut pos, entry);
-            if entry & litlen::LITERAL != 0 {
-                entry = literal(memory, &mut reader, &mut pos, entry);
-                if entry & litlen::LITERAL != 0 {
-                    entry = literal(memory, &mut reader, &mut pos, entry);
+        let mut step = Step::take(memory, &mut reader, entry);
+        if step.put_literal(memory, &mut pos) {
+            step = Step::take(memory, &mut reader, step.next);
+            if step.put_literal(memory, &mut pos) {
+                step = Step::take(memory, &mut reader, step.next);
+                if step.put_literal(memory, &mut pos) {
+                    entry = step.next;
                     continue;
                 }
             }
         }
-        if entry & litlen::SPECIAL != 0 {
-            if entry & litlen::LINK != 0 {
-                let width = entry >> 8 & 0xff;
-                let index = reader.advance(entry.into(), width) + (entry >> 16 & 0xfff) as usize;
-                entry = memory.litlen(index);
-                if entry & litlen::LITERAL != 0 {
-                    entry = literal(memory, &mut reader, &mut pos, entry);
+        if step.entry & litlen::SPECIAL != 0 {
+            if step.entry & litlen::LINK != 0 {
+                let start = (step.entry >> 16 & 0xfff) as usize;
+                let width = step.entry >> 8 & 0xff;
+                let subentry = memory.litlen(start + narrow::<BEXTR>(step.index, width));
+                step = Step::take(memory, &mut reader, subentry);
+                if step.put_literal(memory, &mut pos) {
+                    entry = step.next;
                     continue;
                 }
             }
-            if entry & litlen::SPECIAL != 0 {
-                reader.advance(entry.into(), LITLEN_BITS);
-                break special(entry);
+            if step.entry & litlen::SPECIAL != 0 {
+                break special(step.entry);
             }
         }
         // A length. The literals and it have taken 42 bits of 56 at most.
-        let before = reader.buffer;
-        let index = reader.advance(entry.into(), DISTANCE_BITS);
-        let length =
-            3 + (entry >> 16 & 0xff) as usize + extra(before, entry.into(), (entry >> 24).into());
-        let mut far = memory.distance(index);
-        if reader.is_below(DISTANCE_TOTAL) {
-            reader.refill(memory);
-        }
-        if far & distance::SPECIAL != 0 {
-            if far & distance::LINK == 0 {
-                break Leave::Corrupt(InflateError::DistanceSymbol);
-            }
-            reader.refill(memory);
-            let index =
-                reader.advance(far, (far >> 8 & 0xff) as u32) + (far >> 32 & 0xffff) as usize;
-            far = memory.distance(index);
-            if far & distance::SPECIAL != 0 {
-                break Leave::Corrupt(InflateError::DistanceSymbol);
-            }
-        }
+        let length = step.length::<BEXTR>();
+        let Some(far) = distance_entry(memory, &mut reader, step.index) else {
+            break Leave::Corrupt(InflateError::DistanceSymbol);
+        };
         let before = reader.buffer;
         let index = reader.advance(far, LITLEN_BITS);
         entry = memory.litlen(index);
-        let distance = (far >> 32) as usize + extra(before, far, far >> 16);
+        let distance = (far >> 32) as usize + distance_extra::<BEXTR>(before, far);
         if distance > pos {
             break Leave::Corrupt(too_far(distance, pos));
         }
@@ -220,33 +225,105 @@ pub(super) fn decode<const BEXTR: bool>(
     leave
 }
 
-/// Writes a literal and returns the next entry.
-#[inline(always)]
-fn literal<const BEXTR: bool>(
-    memory: &mut impl Memory,
-    reader: &mut Reader<BEXTR>,
-    pos: &mut usize,
+/// A lit/len entry whose bits are taken, and what may come next.
+struct Step {
     entry: u32,
-) -> u32 {
-    let index = reader.advance(entry.into(), LITLEN_BITS);
-    memory.put(*pos, (entry >> 16) as u8);
-    *pos += 1;
-    memory.litlen(index)
+    /// The bit buffer before.
+    before: u64,
+    /// Index of the next look-up, be it in the lit/len or in the distance table.
+    index: usize,
+    /// What comes next if this is a literal. It is looked up before that is known: a
+    /// third of all guesses at what comes next is wrong, and then this is there already.
+    next: u32,
 }
 
-/// Writes a match, and up to 40 bytes behind `pos` or 8 behind its end.
+impl Step {
+    #[inline(always)]
+    fn take<const BEXTR: bool>(
+        memory: &impl Memory,
+        reader: &mut Reader<BEXTR>,
+        entry: u32,
+    ) -> Self {
+        let before = reader.buffer;
+        // Without `BEXTR` it may be too wide for other tables than this.
+        let index = reader.advance(entry.into(), LITLEN_BITS);
+        let next = memory.hold(memory.litlen(index));
+        Self {
+            entry,
+            before,
+            index,
+            next,
+        }
+    }
+
+    /// Writes the byte if this is a literal.
+    #[inline(always)]
+    fn put_literal(&self, memory: &mut impl Memory, pos: &mut usize) -> bool {
+        let is_literal = self.entry & litlen::LITERAL != 0;
+        if is_literal {
+            memory.put(*pos, (self.entry >> 16) as u8);
+            *pos += 1;
+        }
+        is_literal
+    }
+
+    /// Length of the match, if this is one.
+    #[inline(always)]
+    fn length<const BEXTR: bool>(&self) -> usize {
+        3 + (self.entry >> 16 & 0xff) as usize + length_extra::<BEXTR>(self.before, self.entry)
+    }
+}
+
+/// An index as narrow as its table, which `BEXTR` has already made it.
+#[inline(always)]
+fn narrow<const BEXTR: bool>(index: usize, width: u32) -> usize {
+    if BEXTR {
+        index
+    } else {
+        index & ((1 << width) - 1)
+    }
+}
+
+/// Looks a distance up and leaves bits for it and the look-up after it; `None` if there
+/// is no such code.
+#[inline(always)]
+fn distance_entry<const BEXTR: bool>(
+    memory: &impl Memory,
+    reader: &mut Reader<BEXTR>,
+    index: usize,
+) -> Option<u64> {
+    let mut entry = memory.distance(narrow::<BEXTR>(index, DISTANCE_BITS));
+    if reader.is_below(DISTANCE_TOTAL) {
+        reader.refill(memory);
+    }
+    if entry & distance::SPECIAL != 0 {
+        if entry & distance::LINK == 0 {
+            return None;
+        }
+        reader.refill(memory);
+        let index = reader.advance(entry, (entry >> 8 & 0xff) as u32);
+        entry = memory.distance((entry >> 32 & 0xffff) as usize + index);
+        if entry & distance::SPECIAL != 0 {
+            return None;
+        }
+    }
+    Some(entry)
+}
+
+/// Writes a match, and some of [`WORDS`] behind its end.
 #[inline(always)]
 fn copy(memory: &mut impl Memory, pos: usize, distance: usize, length: usize) {
     let end = pos + length;
     let (mut to, mut from) = (pos, pos - distance);
     if distance >= 8 {
-        for _ in 0..SHORT_WORDS {
-            memory.put_word(to, memory.word(from));
-            (to, from) = (to + 8, from + 8);
-        }
-        while to < end {
-            memory.put_word(to, memory.word(from));
-            (to, from) = (to + 8, from + 8);
+        loop {
+            for _ in 0..WORDS {
+                memory.put_word(to, memory.word(from));
+                (to, from) = (to + 8, from + 8);
+            }
+            if to >= end {
+                break;
+            }
         }
     } else if distance == 1 {
         let word = u64::from(memory.byte(from)) * 0x0101_0101_0101_0101;
@@ -279,57 +356,5 @@ fn too_far(distance: usize, available: usize) -> InflateError {
     InflateError::TooFarBack {
         distance,
         available,
-    }
-}
-
-/// Memory behind checked slices.
-pub(super) struct Checked<'a> {
-    pub(super) input: &'a [u8],
-    pub(super) out: &'a mut [u8],
-    pub(super) tables: &'a BlockTables,
-}
-
-impl Memory for Checked<'_> {
-    #[inline(always)]
-    fn input_word(&self, at: usize) -> u64 {
-        u64::from_le_bytes(
-            *self.input[at..]
-                .first_chunk()
-                .expect("within the input slack"),
-        )
-    }
-
-    #[inline(always)]
-    fn litlen(&self, index: usize) -> u32 {
-        self.tables.litlen[index % self.tables.litlen.len()]
-    }
-
-    #[inline(always)]
-    fn distance(&self, index: usize) -> u64 {
-        self.tables.distance[index % self.tables.distance.len()]
-    }
-
-    #[inline(always)]
-    fn put(&mut self, at: usize, byte: u8) {
-        self.out[at] = byte;
-    }
-
-    #[inline(always)]
-    fn put_word(&mut self, at: usize, word: u64) {
-        self.out[at..at + 8].copy_from_slice(&word.to_le_bytes());
-    }
-
-    #[inline(always)]
-    fn word(&self, at: usize) -> u64 {
-        u64::from_le_bytes(
-            *self.out[at..]
-                .first_chunk()
-                .expect("before the output's end"),
-        )
-    }
-
-    #[inline(always)]
-    fn byte(&self, at: usize) -> u8 {
-        self.out[at]
     }
 }

@@ -4,43 +4,43 @@ use flatbuffers::FlatBufferBuilder;
 
 /// Fields of a zTOC, with nothing checked.
 #[derive(Debug, Clone, Default)]
-pub struct Crafted {
+pub(crate) struct Crafted {
     /// Number of the compression algorithm.
-    pub algorithm: i8,
+    pub(crate) algorithm: i8,
     /// Stated number of the last span.
-    pub max_id: i32,
+    pub(crate) max_id: i32,
     /// Digest texts.
-    pub digests: Vec<Vec<u8>>,
+    pub(crate) digests: Vec<Vec<u8>>,
     /// The checkpoint blob.
-    pub zinfo: Vec<u8>,
+    pub(crate) zinfo: Vec<u8>,
     /// Size of the layer blob.
-    pub compressed_size: i64,
+    pub(crate) compressed_size: i64,
     /// Size of the archive.
-    pub uncompressed_size: i64,
+    pub(crate) uncompressed_size: i64,
     /// Entries of the table of contents.
-    pub entries: Vec<CraftedEntry>,
+    pub(crate) entries: Vec<CraftedEntry>,
 }
 
 /// An entry, with nothing checked.
 #[derive(Debug, Clone, Default)]
-pub struct CraftedEntry {
+pub(crate) struct CraftedEntry {
     /// Name.
-    pub name: Vec<u8>,
+    pub(crate) name: Vec<u8>,
     /// File type.
-    pub kind: Vec<u8>,
+    pub(crate) kind: Vec<u8>,
     /// Position of the data.
-    pub offset: i64,
+    pub(crate) offset: i64,
     /// Logical size.
-    pub size: i64,
+    pub(crate) size: i64,
     /// Modification time.
-    pub mtime: Vec<u8>,
+    pub(crate) mtime: Vec<u8>,
     /// PAX records in any order.
-    pub pax: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) pax: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Crafted {
     /// The FlatBuffer.
-    pub fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut builder = FlatBufferBuilder::new();
         let entries: Vec<_> = self
             .entries
@@ -108,7 +108,7 @@ impl CraftedEntry {
 }
 
 /// A gzip checkpoint blob: span size, then (in, out, bits) with a window of one repeated byte each.
-pub fn zinfo(have: i32, checkpoints: &[(i64, i64, u8)]) -> Vec<u8> {
+pub(crate) fn zinfo(have: i32, checkpoints: &[(i64, i64, u8)]) -> Vec<u8> {
     let mut blob = have.to_le_bytes().to_vec();
     blob.extend_from_slice(&4096_i64.to_le_bytes());
     for (compressed, uncompressed, bits) in checkpoints {

@@ -83,7 +83,7 @@ pub fn inflate(window: &[u8], input: &[u8], start: u64, limit: usize) -> (Vec<u8
     let mut stream = stream.bytes;
     let first = usize::try_from(start / 8).unwrap();
     let mut rest = input.get(first..).unwrap_or_default().to_vec();
-    if let (Some(byte), true) = (rest.first_mut(), start % 8 != 0) {
+    if let (Some(byte), true) = (rest.first_mut(), !start.is_multiple_of(8)) {
         let joint = stream.pop().unwrap();
         *byte = *byte & (0xff << (start % 8)) | joint;
     }

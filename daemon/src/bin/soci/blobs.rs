@@ -56,7 +56,8 @@ impl Blobs {
         digest: &Digest,
         offset: u64,
     ) -> Result<Box<dyn Read + Send>> {
-        let missing = || format!("layer {digest}: not found; was the image pulled with all its layers?");
+        let missing =
+            || format!("layer {digest}: not found; was the image pulled with all its layers?");
         match self {
             Self::Containerd(containerd) => {
                 let parts = containerd.content_read(digest, offset).await;

@@ -34,7 +34,12 @@ pub(crate) struct Arguments {
     #[arg(long)]
     standalone: bool,
     /// Form of the output of --standalone
-    #[arg(long, value_enum, default_value = "oci-archive", requires = "standalone")]
+    #[arg(
+        long,
+        value_enum,
+        default_value = "oci-archive",
+        requires = "standalone"
+    )]
     format: Format,
 }
 
@@ -64,34 +69,34 @@ pub(crate) async fn run(globals: &Globals, arguments: Arguments) -> Result<()> {
     let image = session.image(&arguments.source).await?;
     let soci_store = globals.content_store == StoreChoice::Soci;
     leased(&session.containerd, async |containerd| {
-            let mut stores: Vec<Arc<dyn ContentStore>> =
-                vec![Arc::new(ContainerdStore::new(containerd.clone()))];
-            // The converted image refers to its artifacts, so containerd has them in any case.
-            if soci_store {
-                stores.push(session.store(containerd)?);
-            }
-            let source = load(containerd, &image).await?;
-            let indexer = LayerIndexer {
-                options: &arguments.build,
-                blobs: source.blobs.clone(),
-                stores,
-                artifacts: Some(&session.artifacts),
-                progress: Progress::new(),
-            };
-            let converted = convert(&source, &indexer, &arguments.platforms).await?;
-            let target = store(containerd, &converted.conversion).await?;
-            remember(&session, &converted, &source)?;
-            let line = format!("image {destination} -> {}", target.digest);
-            let image = Image {
-                name: destination,
-                target,
-                labels: Labels::new(),
-            };
-            containerd.put_image(&image).await?;
-            indexer.progress.result(&line);
-            Ok(())
-        })
-        .await
+        let mut stores: Vec<Arc<dyn ContentStore>> =
+            vec![Arc::new(ContainerdStore::new(containerd.clone()))];
+        // The converted image refers to its artifacts, so containerd has them in any case.
+        if soci_store {
+            stores.push(session.store(containerd)?);
+        }
+        let source = load(containerd, &image).await?;
+        let indexer = LayerIndexer {
+            options: &arguments.build,
+            blobs: source.blobs.clone(),
+            stores,
+            artifacts: Some(&session.artifacts),
+            progress: Progress::new(),
+        };
+        let converted = convert(&source, &indexer, &arguments.platforms).await?;
+        let target = store(containerd, &converted.conversion).await?;
+        remember(&session, &converted, &source)?;
+        let line = format!("image {destination} -> {}", target.digest);
+        let image = Image {
+            name: destination,
+            target,
+            labels: Labels::new(),
+        };
+        containerd.put_image(&image).await?;
+        indexer.progress.result(&line);
+        Ok(())
+    })
+    .await
 }
 
 async fn load(containerd: &Containerd, image: &Image) -> Result<SourceImage> {
@@ -102,7 +107,10 @@ async fn load(containerd: &Containerd, image: &Image) -> Result<SourceImage> {
 /// The name of the new image: it must have a tag, and no digest (which is not known yet).
 fn destination(name: &str) -> Result<String> {
     let reference: Reference = name.parse()?;
-    let tagged = name.rsplit('/').next().is_some_and(|last| last.contains(':'));
+    let tagged = name
+        .rsplit('/')
+        .next()
+        .is_some_and(|last| last.contains(':'));
     ensure!(
         reference.digest().is_none() && !name.contains('@'),
         "destination {name:?} must not have a digest"
@@ -130,7 +138,8 @@ async fn convert(
     let mut indexed: Vec<(PlatformManifest, SociIndex)> = Vec::new();
     for platform in source.choose(platforms)? {
         let manifest = source.manifest(&platform).await?;
-        let same = |(it, _): &(PlatformManifest, _)| it.descriptor.digest == manifest.descriptor.digest;
+        let same =
+            |(it, _): &(PlatformManifest, _)| it.descriptor.digest == manifest.descriptor.digest;
         if indexed.iter().any(same) {
             continue;
         }
@@ -144,7 +153,10 @@ async fn convert(
         indexed.push((manifest, SociIndex::v2(ztocs, Vec::new())?));
     }
     if indexed.is_empty() {
-        bail!("image {}: empty index: no layer of any chosen platform has a zTOC", source.name);
+        bail!(
+            "image {}: empty index: no layer of any chosen platform has a zTOC",
+            source.name
+        );
     }
     for (_, index) in &indexed {
         for store in &indexer.stores {
@@ -159,7 +171,10 @@ async fn convert(
     });
     let conversion = index::convert(source.index.clone(), manifests.collect())
         .with_context(|| format!("image {}", source.name))?;
-    Ok(Converted { conversion, indexed })
+    Ok(Converted {
+        conversion,
+        indexed,
+    })
 }
 
 /// Stores manifests and image index in containerd, each labelled with what it refers to.
@@ -183,7 +198,12 @@ async fn put(
     children: impl Iterator<Item = (String, ztoc::Digest)>,
 ) -> Result<()> {
     let labels: Labels = children
-        .map(|(name, digest)| (format!("containerd.io/gc.ref.content.{name}"), digest.to_string()))
+        .map(|(name, digest)| {
+            (
+                format!("containerd.io/gc.ref.content.{name}"),
+                digest.to_string(),
+            )
+        })
         .collect();
     let descriptor = registry::Descriptor::of(&document.descriptor.media_type, &document.bytes);
     let bytes = document.bytes.clone().into();
@@ -193,8 +213,10 @@ async fn put(
 /// Records the indexes under the new image: that is the one they can be found by.
 fn remember(session: &Session, converted: &Converted, source: &SourceImage) -> Result<()> {
     let target = converted.conversion.index.descriptor.digest;
-    for ((manifest, index), (document, _)) in
-        converted.indexed.iter().zip(&converted.conversion.manifests)
+    for ((manifest, index), (document, _)) in converted
+        .indexed
+        .iter()
+        .zip(&converted.conversion.manifests)
     {
         let stored = registry::Descriptor::of(index::OCI_MANIFEST, &index.encode());
         let mut record = record(&stored, index, source, manifest);

@@ -56,10 +56,13 @@ async fn create(
     for platform in source.choose(&arguments.platforms)? {
         let manifest = source.manifest(&platform).await?;
         let ztocs = indexer.ztocs(&manifest.manifest).await;
-        let index = ztocs.and_then(|ztocs| Ok(SociIndex::v1(&subject(&manifest), ztocs, Vec::new())?));
+        let index =
+            ztocs.and_then(|ztocs| Ok(SociIndex::v1(&subject(&manifest), ztocs, Vec::new())?));
         let index = index.with_context(|| format!("image {}, platform {platform}", image.name))?;
         let stored = store_index(&*store, &index).await?;
-        session.artifacts.put(&record(&stored, &index, &source, &manifest))?;
+        session
+            .artifacts
+            .put(&record(&stored, &index, &source, &manifest))?;
         labels.insert(gc_label(&source, &platform), stored.digest.to_string());
     }
     Ok(containerd.label_image(&image.name, labels).await?)

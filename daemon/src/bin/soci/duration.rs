@@ -20,7 +20,11 @@ pub(crate) fn parse(text: &str) -> Result<Duration, String> {
         total = total.checked_add(part).ok_or_else(error)?;
         rest = tail;
     }
-    if text.is_empty() { Err(error()) } else { Ok(total) }
+    if text.is_empty() {
+        Err(error())
+    } else {
+        Ok(total)
+    }
 }
 
 fn unit_seconds(unit: &str) -> Option<f64> {
@@ -39,14 +43,29 @@ mod tests {
 
     #[test]
     fn durations_are_read_as_go_writes_them() {
-        for (text, millis) in [("0", 0), ("90s", 90_000), ("1m30s", 90_000), ("1.5s", 1500), ("500ms", 500)] {
+        for (text, millis) in [
+            ("0", 0),
+            ("90s", 90_000),
+            ("1m30s", 90_000),
+            ("1.5s", 1500),
+            ("500ms", 500),
+        ] {
             assert_eq!(parse(text), Ok(Duration::from_millis(millis)), "{text}");
         }
     }
 
     #[test]
     fn texts_that_are_no_duration_are_refused() {
-        for text in ["", "5", "s", "-1s", "1x", "1s2", "1.2.3s", "99999999999999999999h"] {
+        for text in [
+            "",
+            "5",
+            "s",
+            "-1s",
+            "1x",
+            "1s2",
+            "1.2.3s",
+            "99999999999999999999h",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

@@ -67,7 +67,9 @@ impl SourceImage {
             let is_image = is_manifest(&entry.media_type)
                 && !platform.is_unknown()
                 && entry.artifact_type.is_none()
-                && entry.annotation(annotation::IMAGE_MANIFEST_DIGEST).is_none();
+                && entry
+                    .annotation(annotation::IMAGE_MANIFEST_DIGEST)
+                    .is_none();
             is_image.then(|| (entry, platform.normalized()))
         })
     }

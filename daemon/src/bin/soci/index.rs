@@ -35,7 +35,12 @@ pub(crate) struct List {
     #[arg(long = "ref", value_name = "IMAGE")]
     reference: Option<String>,
     /// Only indexes of these platforms; repeat it or separate by commas
-    #[arg(long = "platform", short, value_delimiter = ',', value_name = "PLATFORM")]
+    #[arg(
+        long = "platform",
+        short,
+        value_delimiter = ',',
+        value_name = "PLATFORM"
+    )]
     platforms: Vec<Platform>,
     /// Print only digests
     #[arg(long, short)]
@@ -75,7 +80,10 @@ async fn list(session: &Session, arguments: &List) -> Result<()> {
         let shown = images.iter().filter(|image| {
             target.is_none_or(|target| image.target == target)
                 && (arguments.platforms.is_empty()
-                    || arguments.platforms.iter().any(|it| it.matches(&image.platform)))
+                    || arguments
+                        .platforms
+                        .iter()
+                        .any(|it| it.matches(&image.platform)))
         });
         for image in shown {
             if digests.last() != Some(&artifact.digest) {
@@ -109,7 +117,10 @@ async fn image_names(session: &Session) -> BTreeMap<Digest, Vec<String>> {
     match session.containerd.images().await {
         Ok(images) => {
             for image in images {
-                names.entry(image.target.digest).or_default().push(image.name);
+                names
+                    .entry(image.target.digest)
+                    .or_default()
+                    .push(image.name);
             }
         }
         Err(error) => eprintln!("soci: warning: image names are not known: {error}"),
@@ -148,7 +159,10 @@ fn age(created_at: i64) -> String {
     const NANOS_PER_SECOND: i64 = 1_000_000_000;
     match created_at {
         0 => "n/a".to_owned(),
-        at => format!("{}s ago", now().saturating_sub(at).max(0) / NANOS_PER_SECOND),
+        at => format!(
+            "{}s ago",
+            now().saturating_sub(at).max(0) / NANOS_PER_SECOND
+        ),
     }
 }
 
@@ -187,5 +201,8 @@ fn indexes_of(session: &Session, target: Digest) -> Result<Vec<Digest>> {
         ArtifactKind::Ztoc { .. } => false,
     };
     let all = session.artifacts.list()?.into_iter();
-    Ok(all.filter(of_image).map(|artifact| artifact.digest).collect())
+    Ok(all
+        .filter(of_image)
+        .map(|artifact| artifact.digest)
+        .collect())
 }

@@ -34,6 +34,12 @@ pub(crate) struct LayerIndexer<'a> {
     pub(crate) progress: Progress,
 }
 
+/// What came of a layer, and the line that says so.
+struct Indexed {
+    ztoc: Option<ZtocDescriptor>,
+    line: String,
+}
+
 /// A zTOC to be stored.
 struct BuiltZtoc {
     bytes: Bytes,
@@ -43,48 +49,51 @@ struct BuiltZtoc {
 impl LayerIndexer<'_> {
     /// The zTOCs of a manifest's layers, in their order. Layers that can have none are left out.
     pub(crate) async fn ztocs(&self, manifest: &Manifest) -> Result<Vec<ZtocDescriptor>> {
-        let built: Vec<Option<ZtocDescriptor>> = stream::iter(&manifest.layers)
+        stream::iter(&manifest.layers)
             .map(|layer| async move {
                 self.ztoc(layer)
                     .await
                     .with_context(|| format!("layer {}", layer.digest))
             })
             .buffered(LAYERS_AT_A_TIME)
+            .try_filter_map(|indexed| async move {
+                self.progress.result(&indexed.line);
+                Ok(indexed.ztoc)
+            })
             .try_collect()
-            .await?;
-        Ok(built.into_iter().flatten().collect())
+            .await
     }
 
-    async fn ztoc(&self, layer: &Descriptor) -> Result<Option<ZtocDescriptor>> {
+    async fn ztoc(&self, layer: &Descriptor) -> Result<Indexed> {
         let compression = match index::layer_kind(&layer.media_type) {
             LayerKind::Tar(compression) => compression,
             LayerKind::Unsupported => {
-                return Ok(self.skip(layer, "has an unsupported compression"));
+                return Ok(skipped(layer, "has an unsupported compression"));
             }
             LayerKind::NotALayer => anyhow::bail!("{:?} is no layer", layer.media_type),
         };
         if layer.size < self.options.min_layer_size {
             let limit = self.options.min_layer_size;
             let reason = format!("size {} is less than min-layer-size {limit}", layer.size);
-            return Ok(self.skip(layer, &reason));
+            return Ok(skipped(layer, &reason));
         }
-        if let Some(reused) = self.reuse(layer).await? {
-            return Ok(Some(reused));
+        if let Some(ztoc) = self.reuse(layer).await? {
+            return Ok(Indexed {
+                line: format!(
+                    "layer {} -> ztoc {} (already exists)",
+                    layer.digest, ztoc.digest
+                ),
+                ztoc: Some(ztoc),
+            });
         }
         let built = self.build(layer, compression).await?;
-        let descriptor = self.describe(layer, &built);
-        self.store(&descriptor, built.bytes).await?;
-        self.remember(&descriptor)?;
-        let digest = descriptor.digest;
-        self.progress.result(&format!("layer {} -> ztoc {digest}", layer.digest));
-        Ok(Some(descriptor))
-    }
-
-    fn skip(&self, layer: &Descriptor, reason: &str) -> Option<ZtocDescriptor> {
-        let (digest, media_type) = (layer.digest, &layer.media_type);
-        self.progress
-            .result(&format!("ztoc skipped - layer {digest} ({media_type}) {reason}"));
-        None
+        let ztoc = self.describe(layer, &built);
+        self.store(&ztoc, built.bytes).await?;
+        self.remember(&ztoc)?;
+        Ok(Indexed {
+            line: format!("layer {} -> ztoc {}", layer.digest, ztoc.digest),
+            ztoc: Some(ztoc),
+        })
     }
 
     /// An earlier zTOC of the layer, if it was made with the same span size and is still there.
@@ -103,11 +112,14 @@ impl LayerIndexer<'_> {
         let Ok(disable_xattrs) = ztoc.map(|ztoc| self.may_disable_xattrs(&ztoc)) else {
             return Ok(None);
         };
-        let descriptor = self.describe(layer, &BuiltZtoc { bytes: bytes.clone(), disable_xattrs });
+        let descriptor = self.describe(
+            layer,
+            &BuiltZtoc {
+                bytes: bytes.clone(),
+                disable_xattrs,
+            },
+        );
         self.store(&descriptor, bytes).await?;
-        let digest = descriptor.digest;
-        self.progress
-            .result(&format!("layer {} -> ztoc {digest} (already exists)", layer.digest));
         Ok(Some(descriptor))
     }
 
@@ -134,8 +146,8 @@ impl LayerIndexer<'_> {
         };
         let (expected, xattr) = (layer.digest, self.wants_xattr());
         let build = move || {
-            let built = builder::build(compression, reader, &options)
-                .context("cannot build a zTOC")?;
+            let built =
+                builder::build(compression, reader, &options).context("cannot build a zTOC")?;
             ensure!(
                 built.layer_digest == expected,
                 "the content hashes to {}; remove the image and pull it again",
@@ -195,6 +207,14 @@ impl LayerIndexer<'_> {
             },
         })?;
         Ok(())
+    }
+}
+
+fn skipped(layer: &Descriptor, reason: &str) -> Indexed {
+    let (digest, media_type) = (layer.digest, &layer.media_type);
+    Indexed {
+        ztoc: None,
+        line: format!("ztoc skipped - layer {digest} ({media_type}) {reason}"),
     }
 }
 

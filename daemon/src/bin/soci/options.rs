@@ -1,7 +1,6 @@
 //! The command line: what all commands share.
 
 use std::path::PathBuf;
-use std::sync::LazyLock;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -12,17 +11,10 @@ use ztoc::index::Platform;
 
 use crate::{convert, create, index, push, rpull, ztoc_command};
 
-/// One line, `soci version <semver> <revision>`: nerdctl reads it. A build that knows its commit
-/// sets `SOCI_REVISION`.
-static VERSION: LazyLock<String> = LazyLock::new(|| {
-    let revision = option_env!("SOCI_REVISION").unwrap_or("unknown");
-    format!("version {} {revision}", env!("CARGO_PKG_VERSION"))
-});
-
 /// Make and use SOCI (Seekable OCI) artifacts, so that containers start before their image is
 /// downloaded.
 #[derive(Debug, Parser)]
-#[command(name = "soci", version = VERSION.as_str(), max_term_width = 100)]
+#[command(name = "soci", version = daemon::version_line(), max_term_width = 100)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -90,7 +82,12 @@ pub(crate) enum StoreChoice {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct PlatformArguments {
     /// Platform, such as linux/arm64; repeat it or separate by commas [default: the host's]
-    #[arg(long = "platform", short = 'p', value_delimiter = ',', value_name = "PLATFORM")]
+    #[arg(
+        long = "platform",
+        short = 'p',
+        value_delimiter = ',',
+        value_name = "PLATFORM"
+    )]
     pub(crate) platforms: Vec<Platform>,
     /// All platforms of the image
     #[arg(long)]

@@ -41,7 +41,11 @@ impl Progress {
 
     /// Shows work of unknown size.
     pub(crate) fn spinner(&self, label: &str) -> Bar {
-        let bar = self.bar(label, ProgressBar::new_spinner(), "{prefix:<28} {spinner} {msg}");
+        let bar = self.bar(
+            label,
+            ProgressBar::new_spinner(),
+            "{prefix:<28} {spinner} {msg}",
+        );
         bar.bar.enable_steady_tick(Duration::from_millis(120));
         bar
     }
@@ -59,7 +63,8 @@ impl Progress {
     /// A line of the result, on standard output.
     pub(crate) fn result(&self, line: &str) {
         // A reader that went away is no reason to stop the work.
-        self.bars.suspend(|| _ = writeln!(std::io::stdout(), "{line}"));
+        self.bars
+            .suspend(|| _ = writeln!(std::io::stdout(), "{line}"));
     }
 
     /// A line about the work, on standard error.

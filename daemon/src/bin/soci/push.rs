@@ -156,7 +156,11 @@ impl Pusher<'_> {
             .await?;
         let pushed = self
             .registry
-            .push_manifest(&self.reference.with_digest(*digest), OCI_MANIFEST, bytes.clone())
+            .push_manifest(
+                &self.reference.with_digest(*digest),
+                OCI_MANIFEST,
+                bytes.clone(),
+            )
             .await?;
         if !pushed.subject_known {
             let descriptor = referrer(&bytes)?;
@@ -164,7 +168,9 @@ impl Pusher<'_> {
                 .push_referrers_tag(&self.reference, manifest, &descriptor)
                 .await?;
         }
-        self.say(&format!("successfully pushed artifact with digest: {digest}"));
+        self.say(&format!(
+            "successfully pushed artifact with digest: {digest}"
+        ));
         Ok(())
     }
 
@@ -182,7 +188,10 @@ impl Pusher<'_> {
         let Some(first) = there.first() else {
             return Ok(true);
         };
-        let found = format!("a soci index already exists in the remote repository: {}", first.digest);
+        let found = format!(
+            "a soci index already exists in the remote repository: {}",
+            first.digest
+        );
         if choice == ExistingIndex::Skip {
             self.say(&format!("{found}; skipping push"));
             return Ok(false);
@@ -211,7 +220,12 @@ impl Pusher<'_> {
     }
 
     /// Pushes a blob; the config, which every index shares, without a word if it is there.
-    async fn upload(&self, digest: &Digest, bytes: bytes::Bytes, config: Option<Digest>) -> Result<()> {
+    async fn upload(
+        &self,
+        digest: &Digest,
+        bytes: bytes::Bytes,
+        config: Option<Digest>,
+    ) -> Result<()> {
         let digest = config.as_ref().unwrap_or(digest);
         if config.is_some() && self.registry.has_blob(&self.reference, digest).await? {
             self.say(&format!("skipped artifact with digest: {digest}"));
@@ -219,7 +233,9 @@ impl Pusher<'_> {
         }
         self.say(&format!("pushing artifact with digest: {digest}"));
         self.registry.push_blob(&self.reference, bytes).await?;
-        self.say(&format!("successfully pushed artifact with digest: {digest}"));
+        self.say(&format!(
+            "successfully pushed artifact with digest: {digest}"
+        ));
         Ok(())
     }
 

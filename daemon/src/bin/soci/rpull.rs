@@ -61,7 +61,8 @@ pub(crate) async fn run(globals: &Globals, arguments: Arguments) -> Result<()> {
     .await
     .with_context(|| format!("image {}", arguments.reference))?;
     progress.result(&report.summary(&arguments.reference, start.elapsed()));
-    if report.lazy == 0 {
+    // Asked for by name, a snapshotter that never loads lazily is no surprise.
+    if report.lazy == 0 && arguments.snapshotter != "overlayfs" {
         progress.note(NOT_LAZY);
     }
     Ok(())
@@ -97,7 +98,10 @@ impl Pull<'_> {
 
         let outcomes = self.unpacker(&image, &chain).run().await?;
         if let Some(top) = chain.top() {
-            let key = format!("containerd.io/gc.ref.snapshot.{}", self.arguments.snapshotter);
+            let key = format!(
+                "containerd.io/gc.ref.snapshot.{}",
+                self.arguments.snapshotter
+            );
             let label = Labels::from([(key, top.to_string())]);
             self.store.label(&config, &label).await?;
         }
@@ -166,7 +170,12 @@ impl Pull<'_> {
             return Ok(bytes.into());
         }
         let reference = &self.arguments.reference;
-        Ok(self.registry.manifest(reference, digest).await?.bytes.into())
+        Ok(self
+            .registry
+            .manifest(reference, digest)
+            .await?
+            .bytes
+            .into())
     }
 
     async fn put_config(&self, manifest: &[u8]) -> Result<()> {
@@ -176,18 +185,28 @@ impl Pull<'_> {
         }
         let limit = MAX_DOCUMENT_SIZE as u64;
         let reference = &self.arguments.reference;
-        let bytes = self.registry.fetch(reference, &config.digest, limit).await?;
+        let bytes = self
+            .registry
+            .fetch(reference, &config.digest, limit)
+            .await?;
         self.put(&config, &bytes).await
     }
 
     async fn put(&self, descriptor: &Descriptor, bytes: &[u8]) -> Result<()> {
         let mut labels = fetch::source_label(&self.arguments.reference);
         labels.extend(children(bytes).map(|(name, digest)| {
-            (format!("containerd.io/gc.ref.content.{name}"), digest.to_string())
+            (
+                format!("containerd.io/gc.ref.content.{name}"),
+                digest.to_string(),
+            )
         }));
         let described = registry::Descriptor::of(&descriptor.media_type, bytes);
         if described.digest != descriptor.digest {
-            bail!("{}: the bytes hash to {}", descriptor.digest, described.digest);
+            bail!(
+                "{}: the bytes hash to {}",
+                descriptor.digest,
+                described.digest
+            );
         }
         let bytes = bytes.to_vec().into();
         Ok(self.store.put(&described, bytes, &labels).await?)
@@ -198,11 +217,17 @@ impl Pull<'_> {
 fn children(bytes: &[u8]) -> impl Iterator<Item = (String, Digest)> {
     let manifest = Manifest::parse(bytes).ok();
     let index = ImageIndex::parse(bytes).ok();
-    let config = manifest.as_ref().map(|it| ("config".to_owned(), it.config.digest));
+    let config = manifest
+        .as_ref()
+        .map(|it| ("config".to_owned(), it.config.digest));
     let layers = manifest.into_iter().flat_map(|it| it.layers);
-    let layers = layers.enumerate().map(|(i, layer)| (format!("l.{i}"), layer.digest));
+    let layers = layers
+        .enumerate()
+        .map(|(i, layer)| (format!("l.{i}"), layer.digest));
     let listed = index.into_iter().flat_map(|it| it.manifests);
-    let listed = listed.enumerate().map(|(i, entry)| (format!("m.{i}"), entry.digest));
+    let listed = listed
+        .enumerate()
+        .map(|(i, entry)| (format!("m.{i}"), entry.digest));
     config.into_iter().chain(layers).chain(listed)
 }
 
@@ -226,7 +251,12 @@ impl Report {
     }
 
     fn summary(&self, reference: &Reference, elapsed: std::time::Duration) -> String {
-        let Self { lazy, provided, pulled, bytes } = self;
+        let Self {
+            lazy,
+            provided,
+            pulled,
+            bytes,
+        } = self;
         let layers = lazy + provided + pulled;
         let seconds = elapsed.as_secs_f64();
         format!(

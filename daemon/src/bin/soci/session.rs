@@ -33,7 +33,9 @@ impl Session {
     pub(crate) fn store(&self, containerd: &Containerd) -> Result<Arc<dyn ContentStore>> {
         Ok(match self.globals.content_store {
             StoreChoice::Containerd => Arc::new(ContainerdStore::new(containerd.clone())),
-            StoreChoice::Soci => Arc::new(OciLayoutStore::open_at(&self.globals.root.join("content"))?),
+            StoreChoice::Soci => {
+                Arc::new(OciLayoutStore::open_at(&self.globals.root.join("content"))?)
+            }
         })
     }
 

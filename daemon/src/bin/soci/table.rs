@@ -8,11 +8,14 @@ const MIN_WIDTH: usize = 8;
 
 /// Prints `rows` under `header`.
 pub(crate) fn print<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> io::Result<()> {
-    io::stdout().lock().write_all(format(header, rows).as_bytes())
+    io::stdout()
+        .lock()
+        .write_all(format(header, rows).as_bytes())
 }
 
 fn format<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
-    let all = || std::iter::once(header).chain(rows.iter().map(|row| row.each_ref().map(String::as_str)));
+    let all =
+        || std::iter::once(header).chain(rows.iter().map(|row| row.each_ref().map(String::as_str)));
     let mut widths = [0; N];
     for row in all() {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -21,7 +24,10 @@ fn format<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
     }
     let line = |row: [&str; N]| -> String {
         let cells = row.iter().zip(widths);
-        cells.map(|(cell, width)| format!("{cell:width$}")).chain(["\n".to_owned()]).collect()
+        cells
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .chain(["\n".to_owned()])
+            .collect()
     };
     all().map(line).collect()
 }

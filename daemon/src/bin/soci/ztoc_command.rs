@@ -87,7 +87,8 @@ impl ZtocSource {
         let bytes = store.get(&digest, MAX_ZTOC_SIZE).await?;
         Ok(Self {
             name: name.to_owned(),
-            bytes: bytes.with_context(|| format!("zTOC {digest}: not found in the content store"))?,
+            bytes: bytes
+                .with_context(|| format!("zTOC {digest}: not found in the content store"))?,
             record: session.artifacts.get(&digest)?,
             session: Some(session),
         })
@@ -101,7 +102,9 @@ impl ZtocSource {
 
 fn read_file(name: &str) -> Result<Bytes> {
     let mut bytes = Vec::new();
-    File::open(name)?.take(MAX_ZTOC_SIZE + 1).read_to_end(&mut bytes)?;
+    File::open(name)?
+        .take(MAX_ZTOC_SIZE + 1)
+        .read_to_end(&mut bytes)?;
     ensure!(bytes.len() as u64 <= MAX_ZTOC_SIZE, "too large for a zTOC");
     Ok(bytes.into())
 }

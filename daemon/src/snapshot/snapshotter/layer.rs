@@ -23,7 +23,7 @@ impl Snapshotter {
         &self,
         request: NewRequest,
         target: String,
-        layer: Result<LayerRequest, NotLazy>,
+        layer: Result<Box<LayerRequest>, NotLazy>,
     ) -> Result<Vec<Mount>, SnapshotError> {
         let flight = (target.clone(), request.parent.clone());
         let _alone = self.flights.enter(flight).await;
@@ -53,7 +53,7 @@ impl Snapshotter {
         self.note(&target, Some(&layer), &verdict);
         match verdict {
             Verdict::Commit { mark, .. } => {
-                self.commit_layer(request, layer, mark, claim).await?;
+                self.commit_layer(request, *layer, mark, claim).await?;
                 Err(SnapshotError::AlreadyExists { key: target })
             }
             Verdict::Defer { .. } => self.finish(Kind::Active, request, lowers, claim).await,

@@ -89,7 +89,10 @@ impl Root {
             }
             _ => bail!("{name}: the layout holds several images; copy out one of them first"),
         };
-        image.index.manifests.retain(|entry| layout.has(&entry.digest));
+        image
+            .index
+            .manifests
+            .retain(|entry| layout.has(&entry.digest));
         if image.index.manifests.is_empty() {
             bail!("{name}: none of the manifests that the image lists is in the layout");
         }
@@ -120,7 +123,9 @@ struct Contents {
 impl Contents {
     async fn collect(converted: &Converted, source: &SourceImage) -> Result<Self> {
         let mut contents = Self::default();
-        contents.documents.insert(Digest::of(EMPTY_CONFIG), EMPTY_CONFIG.to_vec());
+        contents
+            .documents
+            .insert(Digest::of(EMPTY_CONFIG), EMPTY_CONFIG.to_vec());
         let conversion = &converted.conversion;
         let manifests = conversion.manifests.iter().map(|(document, _)| document);
         let documents = conversion.soci_indexes.iter().chain(manifests);

@@ -82,7 +82,13 @@ mod tests {
         let digests = [b"a", b"b", b"c"].map(|name| Digest::of(name));
         let ids = chain_ids(&digests);
         assert_eq!(ids[0], digests[0]);
-        assert_eq!(ids[1], Digest::of(format!("{} {}", digests[0], digests[1]).as_bytes()));
-        assert_eq!(ids[2], Digest::of(format!("{} {}", ids[1], digests[2]).as_bytes()));
+        assert_eq!(
+            ids[1],
+            Digest::of(format!("{} {}", digests[0], digests[1]).as_bytes())
+        );
+        assert_eq!(
+            ids[2],
+            Digest::of(format!("{} {}", ids[1], digests[2]).as_bytes())
+        );
     }
 }

@@ -59,7 +59,9 @@ impl Fetcher {
         if self.containerd.content_info(&layer.digest).await?.is_some() {
             return Ok(0);
         }
-        let bar = self.progress.bytes(&format!("layer {}", short(&layer.digest)), layer.size);
+        let bar = self
+            .progress
+            .bytes(&format!("layer {}", short(&layer.digest)), layer.size);
         let meter = bar.clone();
         let parts = self
             .registry

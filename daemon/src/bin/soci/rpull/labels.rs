@@ -47,8 +47,14 @@ impl LayerLabels<'_> {
         set(REF, chain_id.to_string());
         set(IMAGE_REF, self.image.clone());
         set(MANIFEST_DIGEST, self.manifest.to_string());
-        set(IMAGE_LAYERS, join(listed.iter().map(|it| it.digest.to_string()).collect()));
-        set(LAYER_SIZES, join(listed.iter().map(|it| it.size.to_string()).collect()));
+        set(
+            IMAGE_LAYERS,
+            join(listed.iter().map(|it| it.digest.to_string()).collect()),
+        );
+        set(
+            LAYER_SIZES,
+            join(listed.iter().map(|it| it.size.to_string()).collect()),
+        );
         if let Some(index) = self.soci_index {
             set(INDEX_DIGEST, index.to_string());
         }
@@ -98,7 +104,14 @@ mod tests {
         let digests = &labels[IMAGE_LAYERS];
         assert!(IMAGE_LAYERS.len() + digests.len() <= MAX_LABEL);
         assert!(IMAGE_LAYERS.len() + digests.len() + 72 > MAX_LABEL);
-        assert!(digests.split(',').all(|digest| digest.parse::<Digest>().is_ok()));
-        assert_eq!(digests.split(',').count(), labels[LAYER_SIZES].split(',').count());
+        assert!(
+            digests
+                .split(',')
+                .all(|digest| digest.parse::<Digest>().is_ok())
+        );
+        assert_eq!(
+            digests.split(',').count(),
+            labels[LAYER_SIZES].split(',').count()
+        );
     }
 }

@@ -65,7 +65,9 @@ impl Unpacker<'_> {
         let mut outcomes = Vec::with_capacity(self.layers.len());
         let mut ahead = BTreeMap::new();
         for (number, layer) in self.layers.iter().enumerate() {
-            let bar = self.progress.spinner(&format!("layer {}", short(&layer.digest)));
+            let bar = self
+                .progress
+                .spinner(&format!("layer {}", short(&layer.digest)));
             bar.message("preparing");
             let outcome = self.layer(number, &mut ahead).await;
             bar.done();
@@ -84,11 +86,17 @@ impl Unpacker<'_> {
         for _ in 0..ATTEMPTS {
             let key = extract_key(&id);
             let prepared = self.snapshotter.prepare(&key, &parent, labels.clone());
-            match prepared.await.context("is the snapshotter running, and known to containerd?")? {
+            match prepared.await.context(
+                "cannot prepare its snapshot; is the snapshotter running and known to containerd?",
+            )? {
                 PreparedSnapshot::Provided => {
                     if let Some(labels) = self.snapshotter.committed(&id.to_string()).await? {
                         let lazy = labels.contains_key(REMOTE);
-                        return Ok(if lazy { Outcome::Lazy } else { Outcome::Provided });
+                        return Ok(if lazy {
+                            Outcome::Lazy
+                        } else {
+                            Outcome::Provided
+                        });
                     }
                 }
                 PreparedSnapshot::Mounts(mounts) => {

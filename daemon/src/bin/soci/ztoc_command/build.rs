@@ -65,7 +65,13 @@ fn read(arguments: &Arguments) -> Result<Built> {
         (Box::new(file), size)
     };
     let bar = Progress::new().bytes("index", size);
-    let mut layer = BufReader::with_capacity(1 << 20, Counted { layer, bar: bar.clone() });
+    let mut layer = BufReader::with_capacity(
+        1 << 20,
+        Counted {
+            layer,
+            bar: bar.clone(),
+        },
+    );
     let compression = compression_of(layer.fill_buf()?)?;
     let options = BuildOptions {
         span_size: arguments.span_size,
@@ -80,7 +86,9 @@ fn read(arguments: &Arguments) -> Result<Built> {
 fn compression_of(start: &[u8]) -> Result<Compression> {
     match start {
         [0x1f, 0x8b, ..] => Ok(Compression::Gzip),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => bail!("is compressed with zstd, for which there are no zTOCs"),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            bail!("is compressed with zstd, for which there are no zTOCs")
+        }
         [] => bail!("is empty"),
         _ => Ok(Compression::Uncompressed),
     }

@@ -45,7 +45,11 @@ pub(super) async fn run(globals: &Globals, arguments: Arguments) -> Result<()> {
         .with_context(|| format!("{} in zTOC {}", arguments.path, source.name))?
         .clone();
     let first = spans.covering(whole_of(&entry)).start;
-    let start = if first.0 < spans.count() { spans.compressed(first).start.0 } else { 0 };
+    let start = if first.0 < spans.count() {
+        spans.compressed(first).start.0
+    } else {
+        0
+    };
     let layer = open_layer(&arguments, &source, start).await?;
     let copy = move || {
         let mut out: Box<dyn Write> = match &arguments.output {
@@ -56,7 +60,11 @@ pub(super) async fn run(globals: &Globals, arguments: Arguments) -> Result<()> {
         };
         let mut content = Content {
             spans: &spans,
-            layer: LayerReader { layer, position: start, last: Vec::new() },
+            layer: LayerReader {
+                layer,
+                position: start,
+                last: Vec::new(),
+            },
             buffer: SpanBuffer::default(),
         };
         content.copy(&entry, &mut out)?;
@@ -82,7 +90,10 @@ async fn open_layer(
     }
     let record = source.record.as_ref().map(|record| &record.kind);
     let (Some(session), Some(ArtifactKind::Ztoc { layer, .. })) = (&source.session, record) else {
-        bail!("which layer zTOC {} describes is not recorded here: give --layer", source.name);
+        bail!(
+            "which layer zTOC {} describes is not recorded here: give --layer",
+            source.name
+        );
     };
     let blobs = Blobs::Containerd(session.containerd.clone());
     blobs.reader(layer, start).await
@@ -146,7 +157,10 @@ impl Content<'_> {
             FileData::Contiguous(range) => self.copy_range(range, out),
             FileData::Sparse(extents) => self.copy_sparse(&extents, entry.size, out),
             FileData::MapInArchive(range) => {
-                ensure!(range.byte_len() <= MAX_SPARSE_MAP, "the map of the sparse file is too large");
+                ensure!(
+                    range.byte_len() <= MAX_SPARSE_MAP,
+                    "the map of the sparse file is too large"
+                );
                 let mut map = Vec::new();
                 self.copy_range(range, &mut map)?;
                 let extents = entry.sparse_1_0(&map)?;
@@ -170,7 +184,9 @@ impl Content<'_> {
         let covering = self.spans.covering(range.clone());
         for id in (covering.start.0..covering.end.0).map(SpanId) {
             let whole = self.spans.uncompressed(id);
-            let bytes = self.layer.read(self.spans.compressed(id).start.0..self.spans.compressed(id).end.0)?;
+            let bytes = self
+                .layer
+                .read(self.spans.compressed(id).start.0..self.spans.compressed(id).end.0)?;
             let verified = CompressedSpan::new(id, bytes)
                 .verify(self.spans)
                 .context("the layer does not belong to the zTOC")?;
@@ -200,19 +216,30 @@ impl LayerReader {
     fn read(&mut self, range: Range<u64>) -> Result<&[u8]> {
         let kept_from = self.position.saturating_sub(self.last.len() as u64);
         if range.start < self.position {
-            ensure!(range.start >= kept_from, "the spans of the zTOC are out of order");
+            ensure!(
+                range.start >= kept_from,
+                "the spans of the zTOC are out of order"
+            );
             let drop = usize::try_from(range.start - kept_from)?;
             self.last.drain(..drop);
             let keep = usize::try_from(range.end - range.start)?.min(self.last.len());
-            ensure!(keep == self.last.len(), "the spans of the zTOC are out of order");
+            ensure!(
+                keep == self.last.len(),
+                "the spans of the zTOC are out of order"
+            );
         } else {
             let gap = range.start - self.position;
-            io::copy(&mut Read::by_ref(&mut self.layer).take(gap), &mut io::sink())?;
+            io::copy(
+                &mut Read::by_ref(&mut self.layer).take(gap),
+                &mut io::sink(),
+            )?;
             self.last.clear();
             self.position = range.start;
         }
         let missing = range.end.saturating_sub(self.position);
-        let read = Read::by_ref(&mut self.layer).take(missing).read_to_end(&mut self.last)?;
+        let read = Read::by_ref(&mut self.layer)
+            .take(missing)
+            .read_to_end(&mut self.last)?;
         ensure!(read as u64 == missing, "the layer ends early");
         self.position = range.end;
         Ok(&self.last)
@@ -234,7 +261,10 @@ mod tests {
         };
         for range in [0..10, 9..20, 9..20, 20..21, 100..120, 119..256] {
             let expected = &bytes[range.start..range.end];
-            assert_eq!(reader.read(range.start as u64..range.end as u64).unwrap(), expected);
+            assert_eq!(
+                reader.read(range.start as u64..range.end as u64).unwrap(),
+                expected
+            );
         }
         assert!(reader.read(255..300).is_err());
         assert!(reader.read(0..1).is_err());
@@ -243,7 +273,11 @@ mod tests {
     #[test]
     fn paths_are_compared_by_their_names() {
         for path in ["./a/b", "/a/b", "a/b/", "a/./b", "x/../a/b"] {
-            assert_eq!(components(path.as_bytes()), [b"a".to_vec(), b"b".to_vec()], "{path}");
+            assert_eq!(
+                components(path.as_bytes()),
+                [b"a".to_vec(), b"b".to_vec()],
+                "{path}"
+            );
         }
     }
 }

@@ -35,7 +35,10 @@ pub(super) async fn run(source: ZtocSource) -> Result<()> {
     let ztoc = source.decode().await?;
     let spans = ztoc.spans();
     let entries = ztoc.toc().entries();
-    let files: Vec<_> = entries.iter().map(|entry| file_info(entry, spans)).collect();
+    let files: Vec<_> = entries
+        .iter()
+        .map(|entry| file_info(entry, spans))
+        .collect();
     let info = Info {
         version: String::from_utf8_lossy(ztoc.version()).into_owned(),
         build_tool: String::from_utf8_lossy(ztoc.build_tool()).into_owned(),
@@ -43,7 +46,10 @@ pub(super) async fn run(source: ZtocSource) -> Result<()> {
         span_size: spans.span_size().map_or(0, ztoc::SpanSize::bytes),
         num_spans: spans.count(),
         num_files: files.len(),
-        num_multi_span_files: files.iter().filter(|it| it.start_span != it.end_span).count(),
+        num_multi_span_files: files
+            .iter()
+            .filter(|it| it.start_span != it.end_span)
+            .count(),
         files,
     };
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
@@ -58,7 +64,11 @@ fn file_info(entry: &Entry, spans: &SpanTable) -> FileInfo {
         let byte = UncompressedOffset(offset)..UncompressedOffset(offset.saturating_add(1));
         let covering = spans.covering(byte);
         let SpanId(start) = covering.start;
-        if covering.is_empty() { last_span } else { start }
+        if covering.is_empty() {
+            last_span
+        } else {
+            start
+        }
     };
     let offset = entry.offset.0;
     let last_byte = offset.saturating_add(entry.size.saturating_sub(1));

@@ -1,0 +1,180 @@
+//! The layers of a daemon as its configuration file wants them.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use fuse::MountOptions;
+use tokio::runtime::Handle;
+
+use super::{ImageLayers, ImageOptions, Sources};
+use crate::config::{Config, ContentStoreKind, HostConfig, MirrorConfig};
+use crate::containerd::Containerd;
+use crate::content::{ContainerdStore, ContentStore, OciLayoutStore};
+use crate::discovery::{Discovery, Modes};
+use crate::layer::{LayerOptions, LayerStore};
+use crate::registry::{
+    CredentialProvider, DockerConfig, HttpConfig, Mirror, Registry, RegistryConfig,
+};
+use crate::view::Views;
+
+/// The containerd namespace whose content store is used; SOCI artifacts are stored there by
+/// `soci --namespace`.
+const NAMESPACE: &str = "default";
+/// Fewest extra tries for a span whose bytes are wrong: a broken proxy or cache on the way is common
+/// enough, and one more request is cheap against a failed read.
+const VERIFICATION_RETRIES: u32 = 2;
+/// What a negative limit means: 34 years, to which a time of today can still be added.
+const NO_LIMIT: Duration = Duration::from_secs(1 << 30);
+
+impl ImageLayers {
+    /// Layers kept under `root`, as `config` wants them. Takes off the mounts of an earlier daemon. Must be
+    /// called within a runtime, which everything runs on.
+    ///
+    /// # Errors
+    /// What cannot be opened, or which setting is wrong.
+    pub fn start(root: &Path, config: &Config) -> Result<Self> {
+        let runtime = Handle::current();
+        let registry =
+            Registry::new(registry(config)).context("cannot set up the registry client")?;
+        let content = content(root, config)?;
+        let modes = Modes {
+            v1: config.pull_modes.soci_v1.enable,
+            v2: config.pull_modes.soci_v2.enable,
+        };
+        let discovery = Discovery::new(registry.clone(), Arc::clone(&content), modes);
+        let layers = LayerStore::start(&root.join("layers"), layers(config), runtime.clone())
+            .context("cannot open the layer store")?;
+        let views = root.join("views");
+        let views = Views::start(&views, MountOptions::new(root), runtime)
+            .with_context(|| format!("cannot prepare {}", views.display()))?;
+        let sources = Sources {
+            registry,
+            content,
+            discovery,
+        };
+        Ok(Self::new(sources, layers, views, images(config)))
+    }
+}
+
+fn content(root: &Path, config: &Config) -> Result<Arc<dyn ContentStore>> {
+    Ok(match config.content_store.kind {
+        ContentStoreKind::Soci => Arc::new(OciLayoutStore::open_at(&root.join("content"))?),
+        ContentStoreKind::Containerd => {
+            let address = Path::new(&config.content_store.containerd_address);
+            Arc::new(ContainerdStore::new(Containerd::new(address, NAMESPACE)?))
+        }
+    })
+}
+
+fn registry(config: &Config) -> RegistryConfig {
+    let docker =
+        DockerConfig::from_env().map(|docker| Arc::new(docker) as Arc<dyn CredentialProvider>);
+    let hosts = config.resolver.host.iter();
+    RegistryConfig {
+        mirrors: hosts
+            .map(|(host, known)| (host.clone(), mirrors(known)))
+            .collect(),
+        http: http(config),
+        credentials: docker.into_iter().collect(),
+        ..RegistryConfig::default()
+    }
+}
+
+fn http(config: &Config) -> HttpConfig {
+    let http = &config.http;
+    HttpConfig {
+        dial_timeout: Duration::from_millis(http.dial_timeout_msec),
+        response_header_timeout: Duration::from_millis(http.response_header_timeout_msec),
+        request_timeout: Duration::from_millis(http.request_timeout_msec),
+        max_retries: http.max_retries,
+        min_wait: Duration::from_millis(http.min_wait_msec),
+        max_wait: Duration::from_millis(http.max_wait_msec),
+        ..HttpConfig::default()
+    }
+}
+
+fn mirrors(host: &HostConfig) -> Vec<Mirror> {
+    let mirror = |mirror: &MirrorConfig| Mirror {
+        host: mirror.host.clone(),
+        insecure: mirror.insecure,
+        request_timeout: match u64::try_from(mirror.request_timeout_sec) {
+            Ok(0) => None,
+            Ok(seconds) => Some(Duration::from_secs(seconds)),
+            Err(_) => Some(NO_LIMIT),
+        },
+    };
+    host.mirrors.iter().map(mirror).collect()
+}
+
+fn layers(config: &Config) -> LayerOptions {
+    let retries = config.blob.max_span_verification_retries;
+    LayerOptions {
+        verification_retries: retries.max(VERIFICATION_RETRIES),
+        ..LayerOptions::default()
+    }
+}
+
+fn images(config: &Config) -> ImageOptions {
+    let defaults = ImageOptions::default();
+    ImageOptions {
+        min_layer_size: config.snapshotter.min_layer_size,
+        prepare_timeout: match config.mount_timeout_sec {
+            0 => defaults.prepare_timeout,
+            seconds => Duration::from_secs(seconds),
+        },
+        ..defaults
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn parsed(text: &str) -> Config {
+        Config::parse(text, Path::new("config.toml")).unwrap().0
+    }
+
+    #[test]
+    fn the_configuration_file_reaches_the_parts() {
+        let config = parsed(
+            r#"
+            mount_timeout_sec = 7
+            [http]
+            MaxRetries = 3
+            [blob]
+            max_span_verification_retries = 5
+            [snapshotter]
+            min_layer_size = 1000
+            [[resolver.host."registry.test".mirrors]]
+            host = "mirror.test:5000"
+            insecure = true
+            request_timeout_sec = -1
+            "#,
+        );
+        let registry = registry(&config);
+        assert_eq!(registry.http.max_retries, 3);
+        let mirror = &registry.mirrors["registry.test"][0];
+        assert_eq!((&*mirror.host, mirror.insecure), ("mirror.test:5000", true));
+        assert_eq!(mirror.request_timeout, Some(NO_LIMIT));
+        assert_eq!(layers(&config).verification_retries, 5);
+        let images = images(&config);
+        assert_eq!(
+            (images.min_layer_size, images.prepare_timeout.as_secs()),
+            (1000, 7)
+        );
+    }
+
+    #[tokio::test]
+    async fn the_defaults_start_on_an_empty_root_and_again_on_the_same() {
+        let root = tempfile::tempdir().unwrap();
+        for _ in 0..2 {
+            ImageLayers::start(root.path(), &parsed(""))
+                .unwrap()
+                .stop()
+                .await;
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The numbers of the layers on this node, read from the layers when someone asks.
+
+use std::collections::BTreeSet;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
+
+use parking_lot::Mutex;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use ztoc::Digest;
+
+use super::{Counted, Metrics, NamedCounter};
+use crate::layer::LayerStore;
+
+/// Gauges of what a reader or a registry moved.
+type Bytes = Family<Served, Gauge<u64, AtomicU64>>;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Served {
+    operation_type: &'static str,
+    layer: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfDigest {
+    digest: String,
+}
+
+/// Series of layers, and which layers have any.
+#[derive(Debug, Default)]
+pub(super) struct Layers {
+    store: OnceLock<LayerStore>,
+    served: Bytes,
+    fetched: Family<OfDigest, NamedCounter>,
+    size: Family<OfDigest, NamedCounter>,
+    /// Layers that have series anywhere.
+    named: Mutex<BTreeSet<Digest>>,
+}
+
+impl Layers {
+    pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "bytes_served",
+            "The number of bytes given to readers",
+            Family::clone(&self.served),
+        );
+        registry.register(
+            "layer_fetched_size_bytes",
+            "Compressed bytes of a layer fetched since it was opened",
+            Family::clone(&self.fetched),
+        );
+        registry.register(
+            "layer_size_bytes",
+            "Compressed size of a layer",
+            Family::clone(&self.size),
+        );
+    }
+
+    pub(super) fn watch(&self, store: LayerStore) {
+        // There is one store for the life of the process.
+        let _ = self.store.set(store);
+    }
+
+    /// Remembers that a layer has series.
+    pub(super) fn note(&self, layer: Option<&Digest>) {
+        if let Some(layer) = layer {
+            self.named.lock().insert(*layer);
+        }
+    }
+
+    /// Brings the series up to date, and ends those of layers that are gone from the node.
+    pub(super) fn refresh(&self, metrics: &Metrics) {
+        let Some(store) = self.store.get() else {
+            return;
+        };
+        self.served.clear();
+        self.fetched.clear();
+        self.size.clear();
+        for layer in store.open_layers() {
+            let (digest, numbers) = (layer.digest(), layer.counters());
+            self.note(Some(&digest));
+            metrics.set(Counted::Read, &digest, numbers.hits + numbers.misses);
+            metrics.set(Counted::RegistryFetch, &digest, numbers.requests);
+            metrics.set(Counted::ReadFailure, &digest, numbers.failed_reads);
+            let served = Served {
+                operation_type: "synchronous_bytes_served",
+                layer: digest.to_string(),
+            };
+            self.served.get_or_create(&served).set(numbers.bytes_served);
+            let of = OfDigest {
+                digest: digest.to_string(),
+            };
+            let fetched = self.fetched.get_or_create(&of);
+            fetched.0.inc_by(numbers.bytes_fetched);
+            drop(fetched);
+            let size = self.size.get_or_create(&of);
+            size.0.inc_by(layer.spans().compressed_size());
+        }
+        let named = self.named.lock().clone();
+        for layer in named.iter().filter(|layer| store.stored(layer).is_none()) {
+            metrics.forget(layer);
+            self.named.lock().remove(layer);
+        }
+    }
+}

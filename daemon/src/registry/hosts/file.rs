@@ -1,0 +1,232 @@
+//! containerd's `hosts.toml` (its document "Registry Configuration - Introduction").
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{ErrorKind, Read as _};
+use std::path::{Path, PathBuf};
+
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::super::config::RegistryConfig;
+use super::super::error::Problem;
+use super::super::reference::Reference;
+use super::super::tls::{self, HostTls};
+use super::endpoint::{Capabilities, Endpoint};
+
+const MAX_FILE: u64 = 1 << 20;
+
+/// A `hosts.toml` as it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct HostsFile {
+    path: PathBuf,
+    text: String,
+}
+
+/// The order of `host` is that of the file, which counts: it is taken from the spans.
+#[derive(Deserialize)]
+struct Listing {
+    server: Option<String>,
+    #[serde(default)]
+    host: BTreeMap<String, Spanned<Settings>>,
+}
+
+/// The keys of a `[host."..."]`; at the top of the file they are about `server`.
+#[derive(Deserialize)]
+struct Settings {
+    capabilities: Option<Vec<String>>,
+    ca: Option<OneOrMany>,
+    client: Option<Client>,
+    #[serde(default)]
+    skip_verify: bool,
+    #[serde(default)]
+    override_path: bool,
+    #[serde(default)]
+    header: BTreeMap<String, OneOrMany>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// One file with certificate and key, several such files, or pairs of certificate and key; the first
+/// is used.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Client {
+    File(String),
+    Files(Vec<OneOrMany>),
+}
+
+impl OneOrMany {
+    fn all(&self) -> &[String] {
+        match self {
+            Self::One(one) => std::slice::from_ref(one),
+            Self::Many(many) => many,
+        }
+    }
+}
+
+impl HostsFile {
+    /// The first of `<dir>/<host>/hosts.toml`, with a port as `host_port_` or `host:port`, and
+    /// `<dir>/_default/hosts.toml`, over all `dirs`.
+    pub(super) fn find(dirs: &[PathBuf], host: &str) -> Result<Option<Self>, Problem> {
+        let escaped = host
+            .rsplit_once(':')
+            .map(|(name, port)| format!("{name}_{port}_"));
+        let names: Vec<&str> = escaped
+            .as_deref()
+            .into_iter()
+            .chain([host, "_default"])
+            .collect();
+        for dir in dirs {
+            for name in &names {
+                if let Some(file) = Self::read(dir.join(name).join("hosts.toml"))? {
+                    return Ok(Some(file));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn read(path: PathBuf) -> Result<Option<Self>, Problem> {
+        let failed = |error: std::io::Error| Problem::Setup {
+            detail: format!("{}: {error}", path.display()),
+        };
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+            {
+                return Ok(None);
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        let mut text = String::new();
+        file.take(MAX_FILE)
+            .read_to_string(&mut text)
+            .map_err(failed)?;
+        Ok(Some(Self { path, text }))
+    }
+
+    /// The hosts of the file, then its `server`, by default `origin`. Reads certificates.
+    pub(super) fn endpoints(
+        &self,
+        reference: &Reference,
+        origin: Endpoint,
+        config: &RegistryConfig,
+    ) -> Result<Vec<Endpoint>, Problem> {
+        let listing: Listing = self.parse()?;
+        let own: Settings = self.parse()?;
+        let mut hosts: Vec<_> = listing.host.into_iter().collect();
+        hosts.sort_by_key(|(_, settings)| settings.span().start);
+        let shared = &origin.client.clone();
+        let endpoint = |url: &str, settings: &Settings| {
+            self.endpoint(url, settings, reference, config, shared)
+        };
+        let mut endpoints = hosts
+            .iter()
+            .map(|(url, settings)| endpoint(url, settings.get_ref()))
+            .collect::<Result<Vec<_>, _>>()?;
+        endpoints.push(match &listing.server {
+            Some(server) => endpoint(server, &own)?,
+            None => {
+                let client = self.client(&own, config, shared)?;
+                origin.set_up(client, own.capabilities(), self.headers(&own)?)
+            }
+        });
+        Ok(endpoints)
+    }
+
+    fn endpoint(
+        &self,
+        url: &str,
+        settings: &Settings,
+        reference: &Reference,
+        config: &RegistryConfig,
+        shared: &reqwest::Client,
+    ) -> Result<Endpoint, Problem> {
+        let listed = Endpoint::listed(url, settings.override_path, reference, config, shared);
+        let endpoint = listed.map_err(|problem| self.error(&problem.to_string()))?;
+        let client = self.client(settings, config, shared)?;
+        Ok(endpoint.set_up(client, settings.capabilities(), self.headers(settings)?))
+    }
+
+    /// `shared`, unless the host wants certificates of its own.
+    fn client(
+        &self,
+        settings: &Settings,
+        config: &RegistryConfig,
+        shared: &reqwest::Client,
+    ) -> Result<reqwest::Client, Problem> {
+        let tls = settings.tls(self.path.parent().unwrap_or_else(|| Path::new("/")));
+        if tls == HostTls::default() {
+            Ok(shared.clone())
+        } else {
+            tls::client(config, &tls)
+        }
+    }
+
+    fn headers(&self, settings: &Settings) -> Result<HeaderMap, Problem> {
+        let mut headers = HeaderMap::new();
+        for (name, values) in &settings.header {
+            let key: HeaderName = name
+                .parse()
+                .map_err(|_| self.error(&format!("{name:?} is no header")))?;
+            for value in values.all() {
+                let mut value = HeaderValue::from_str(value)
+                    .map_err(|_| self.error(&format!("header {name}: no header value")))?;
+                value.set_sensitive(true);
+                headers.append(key.clone(), value);
+            }
+        }
+        Ok(headers)
+    }
+
+    fn parse<T: for<'de> Deserialize<'de>>(&self) -> Result<T, Problem> {
+        // Its message names the place; its Display would quote the line, which may hold a secret header.
+        toml::from_str(&self.text).map_err(|error| self.error(error.message()))
+    }
+
+    fn error(&self, detail: &str) -> Problem {
+        Problem::Setup {
+            detail: format!("{}: {detail}", self.path.display()),
+        }
+    }
+}
+
+impl Settings {
+    fn capabilities(&self) -> Capabilities {
+        let Some(names) = &self.capabilities else {
+            return Capabilities::ALL;
+        };
+        let has = |name: &str| names.iter().any(|own| own.eq_ignore_ascii_case(name));
+        Capabilities {
+            pull: has("pull"),
+            resolve: has("resolve"),
+            push: has("push"),
+        }
+    }
+
+    fn tls(&self, dir: &Path) -> HostTls {
+        let authorities = self.ca.as_ref().map_or(&[][..], OneOrMany::all);
+        HostTls {
+            ca_files: authorities.iter().map(|file| dir.join(file)).collect(),
+            identity: self.identity(dir),
+            skip_verify: self.skip_verify,
+        }
+    }
+
+    fn identity(&self, dir: &Path) -> Option<(PathBuf, Option<PathBuf>)> {
+        let files = match self.client.as_ref()? {
+            Client::File(file) => std::slice::from_ref(file),
+            Client::Files(files) => files.first()?.all(),
+        };
+        let key = files.get(1).filter(|key| !key.is_empty());
+        Some((dir.join(files.first()?), key.map(|key| dir.join(key))))
+    }
+}
