@@ -74,7 +74,12 @@ pub fn walk(root: &Path) -> Result<Tree> {
     for entry in walkdir::WalkDir::new(root).sort_by_file_name() {
         let entry = entry?;
         let path = entry.path().strip_prefix(root)?.to_owned();
-        let metadata = fs::symlink_metadata(entry.path())?;
+        let metadata = match fs::symlink_metadata(entry.path()) {
+            // A whiteout in a directory of one layer only: overlayfs lists the name, and says that
+            // it is not there.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            metadata => metadata?,
+        };
         let mut node = examine(entry.path(), &metadata)
             .with_context(|| format!("cannot examine {}", entry.path().display()))?;
         if metadata.nlink() > 1 && !metadata.is_dir() {
