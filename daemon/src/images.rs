@@ -242,7 +242,11 @@ impl Images for ImageLayers {
         }
     }
 
-    async fn mount(&self, run: &LazyRun) -> Result<Arc<dyn MountedView>, MountError> {
+    async fn mount(
+        &self,
+        run: &LazyRun,
+        below: &[PathBuf],
+    ) -> Result<Arc<dyn MountedView>, MountError> {
         let open = || {
             let opener = Opener {
                 registry: self.registry.clone(),
@@ -255,7 +259,7 @@ impl Images for ImageLayers {
                 futures::future::try_join_all(opened).await
             }
         };
-        self.views.mount(run, open).await
+        self.views.mount(run, below, open).await
     }
 
     async fn collect(&self, live: &BTreeSet<Digest>) {

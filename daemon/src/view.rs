@@ -39,8 +39,8 @@ struct Shared {
     leaving: Arc<AtomicBool>,
 }
 
-/// What a view shows; the images its layers were prepared for do not matter.
-type Key = (Vec<Digest>, bool);
+/// What a view shows, and above which directories; the images its layers were prepared for do not matter.
+type Key = (Vec<Digest>, Vec<PathBuf>);
 
 /// One mounted view.
 #[derive(Debug)]
@@ -80,10 +80,12 @@ impl Views {
         })
     }
 
-    /// The view of `run`: the one there is, or a new one of the layers that `open` gives, bottom first.
+    /// The view of `run` above the lowerdirs `below` (nearest first): the one there is, or a new one of the
+    /// layers that `open` gives, bottom first.
     pub async fn mount<F>(
         &self,
         run: &LazyRun,
+        below: &[PathBuf],
         open: impl FnOnce() -> F,
     ) -> Result<Arc<dyn MountedView>, MountError>
     where
@@ -91,7 +93,7 @@ impl Views {
     {
         let key: Key = (
             run.layers.iter().map(|layer| layer.digest).collect(),
-            run.stacked,
+            below.to_owned(),
         );
         if let Some(mounted) = self.shared.find(&key) {
             return Ok(mounted);
@@ -147,10 +149,11 @@ impl Shared {
             .root
             .join((self.last.fetch_add(1, Ordering::Relaxed) + 1).to_string());
         let failed = |error: io::Error| Failed::Kernel(path.clone(), Arc::new(error));
-        let (at, stacked, options) = (path.clone(), key.1, self.options.clone());
+        let (at, below, options) = (path.clone(), key.1.clone(), self.options.clone());
         let session = tokio::task::spawn_blocking(move || {
+            let view = View::new(layers, !below.is_empty()).with_lower(&below)?;
             fs::create_dir(&at)?;
-            fuse::mount(View::new(layers, stacked), &at, &options).inspect_err(|_| {
+            fuse::mount(view, &at, &options).inspect_err(|_| {
                 let _ = fs::remove_dir(&at);
             })
         });

@@ -283,7 +283,7 @@ impl Node {
     }
 
     async fn mount(&self, run: &LazyRun) -> Arc<dyn MountedView> {
-        self.images.mount(run).await.unwrap()
+        self.images.mount(run, &[]).await.unwrap()
     }
 
     fn names(&self, dir: &str) -> Vec<String> {

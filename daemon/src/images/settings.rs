@@ -47,7 +47,9 @@ impl ImageLayers {
         let layers = LayerStore::start(&root.join("layers"), layers(config), runtime.clone())
             .context("cannot open the layer store")?;
         let views = root.join("views");
-        let views = Views::start(&views, MountOptions::new(root), runtime)
+        let mut options = MountOptions::new(root);
+        options.log_operations = config.fuse.log_fuse_operations || config.debug;
+        let views = Views::start(&views, options, runtime)
             .with_context(|| format!("cannot prepare {}", views.display()))?;
         let sources = Sources {
             registry,

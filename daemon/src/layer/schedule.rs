@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use ztoc::unit::ByteLen as _;
 use ztoc::{CompressedOffset, SpanId, SpanTable};
 
 /// How urgent bytes are. Less urgent ones never make more urgent ones wait.

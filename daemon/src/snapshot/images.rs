@@ -124,8 +124,13 @@ pub trait Images: Send + Sync + 'static {
     /// else not at all. Bounded in time; leaves `dir` empty unless unpacked.
     async fn prepare(&self, request: &LayerRequest, dir: &Path, parents: &LowerDirs) -> Prepared;
 
-    /// The mounted view of `run`: the one there is, or a new one.
-    async fn mount(&self, run: &LazyRun) -> Result<Arc<dyn MountedView>, MountError>;
+    /// The mounted view of `run`, to be a lowerdir above those at `below` (nearest first; empty
+    /// unless the run is stacked): the one there is, or a new one.
+    async fn mount(
+        &self,
+        run: &LazyRun,
+        below: &[PathBuf],
+    ) -> Result<Arc<dyn MountedView>, MountError>;
 
     /// Forgets layers that no snapshot names any more: unmounted, their caches deleted.
     async fn collect(&self, live: &BTreeSet<Digest>);

@@ -22,7 +22,7 @@ pub struct LowerDirs {
 pub struct Mounted {
     /// Nearest first.
     pub paths: Vec<PathBuf>,
-    /// The views among them.
+    /// The views among them, in no order.
     pub views: Vec<Arc<dyn MountedView>>,
 }
 
@@ -67,12 +67,14 @@ impl LowerDirs {
 
     async fn mount(&self) -> Result<Mounted, MountError> {
         let mut mounted = Mounted::default();
-        for lower in &self.lowers {
+        // From the bottom up: a view takes the attributes of directories it only implies from
+        // what lies below it.
+        for lower in self.lowers.iter().rev() {
             match (lower, &self.images) {
-                (Lower::Directory(path), _) => mounted.paths.push(path.clone()),
+                (Lower::Directory(path), _) => mounted.paths.insert(0, path.clone()),
                 (Lower::View(run), Some(images)) => {
-                    let view = images.mount(run).await?;
-                    mounted.paths.push(view.path().to_owned());
+                    let view = images.mount(run, &mounted.paths).await?;
+                    mounted.paths.insert(0, view.path().to_owned());
                     mounted.views.push(view);
                 }
                 // Only plain directories come without someone to mount views.

@@ -118,7 +118,11 @@ impl Images for Scripted {
         }
     }
 
-    async fn mount(&self, run: &LazyRun) -> Result<Arc<dyn MountedView>, MountError> {
+    async fn mount(
+        &self,
+        run: &LazyRun,
+        _: &[PathBuf],
+    ) -> Result<Arc<dyn MountedView>, MountError> {
         let mut state = self.state.lock();
         if state.broken {
             return Err(MountError::Kernel {
