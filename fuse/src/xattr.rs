@@ -14,12 +14,17 @@ impl View {
     /// # Errors
     /// [`Error::NoAttributes`] if nothing in the view has any: the kernel then stops asking.
     pub(crate) fn xattr(&self, node: Node, name: &[u8]) -> Result<&[u8], Error> {
+        if !self.has_xattrs() {
+            return Err(Error::NoAttributes);
+        }
         let mut attributes = self.xattrs_of(node)?;
         let found = attributes.find(|(known, _)| *known == name);
         Ok(found.ok_or(Error::NoAttribute)?.1)
     }
 
-    /// The names of all attributes of `node`, each followed by a zero.
+    /// The names of all attributes of `node`, each followed by a zero. Always answered, be there none:
+    /// a kernel that is told not to ask fails listxattr(2), which works on the file system of an
+    /// unpacked image, and neither overlayfs nor the kernel itself asks it often.
     pub(crate) fn xattr_names(&self, node: Node) -> Result<Vec<u8>, Error> {
         let mut names = Vec::new();
         for (name, _) in self.xattrs_of(node)? {
@@ -30,9 +35,6 @@ impl View {
     }
 
     fn xattrs_of(&self, node: Node) -> Result<impl Iterator<Item = (&[u8], &[u8])>, Error> {
-        if !self.has_xattrs() {
-            return Err(Error::NoAttributes);
-        }
         let (source, opaque) = match self.inode(node).body {
             Body::Directory(_) => {
                 let directory = self.directory(node)?;

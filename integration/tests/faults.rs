@@ -299,7 +299,7 @@ fn a_failure_of_the_registry_that_stays_fails_that_read_and_no_other() {
             "{fault:?}"
         );
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(said.contains("I/O error"), "{fault:?}: {said}");
+        assert!(said.contains("Input/output error"), "{fault:?}: {said}");
         assert!(
             start.elapsed() < PATIENCE,
             "{fault:?}: {:?}",
