@@ -259,7 +259,10 @@ impl Images for ImageLayers {
                 futures::future::try_join_all(opened).await
             }
         };
-        self.views.mount(run, below, open).await
+        let view = self.views.mount(run, below, open).await?;
+        let digests: Vec<Digest> = run.layers.iter().map(|layer| layer.digest).collect();
+        self.layers.fill_up(&digests);
+        Ok(view)
     }
 
     async fn collect(&self, live: &BTreeSet<Digest>) {

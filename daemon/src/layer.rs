@@ -10,8 +10,12 @@ mod counters;
 mod decode;
 mod engine;
 mod fetch;
+mod fill;
 mod flight;
+mod hot;
+mod link;
 mod map;
+mod pace;
 mod pending;
 mod readahead;
 mod record;
@@ -27,6 +31,7 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use fuse::LayerTree;
 use fuse::content::{LayerContent, ReadError, ReadReply};
@@ -37,14 +42,17 @@ use self::cache::SpanCache;
 use self::counters::{Counters, Throttle, add};
 use self::engine::Engine;
 use self::fetch::{Landing, Run};
+use self::fill::Filler;
 use self::flight::{Flights, Joined, Origin};
+use self::hot::Hot;
 use self::pending::PendingRead;
-use self::readahead::Streams;
-use self::schedule::Ticket;
+use self::readahead::{Streams, WINDOW};
+use self::schedule::{Ticket, compressed};
 use self::source::Sources;
 
 pub use self::counters::LayerCounters;
 pub use self::engine::LayerOptions;
+pub use self::pace::FillOptions;
 pub use self::schedule::Lane;
 pub use self::source::{BlobSource, FetchError};
 pub use self::store::{LayerError, LayerStore, MAX_ZTOC_SIZE, NewLayer};
@@ -67,6 +75,7 @@ pub struct Layer {
     flights: Flights<Arc<PendingRead>>,
     sources: Sources,
     streams: Streams,
+    hot: Hot,
     counters: Arc<Counters>,
     fetch_trouble: Throttle,
     engine: Arc<Engine>,
@@ -93,6 +102,7 @@ impl Layer {
             flights: Flights::new(&claimed),
             sources: Sources::default(),
             streams: Streams::default(),
+            hot: Hot::default(),
             counters: Arc::default(),
             fetch_trouble: Throttle::default(),
             engine,
@@ -125,10 +135,27 @@ impl Layer {
         self.flights.present()
     }
 
+    /// Has everything that is missing fetched behind whatever anybody waits for, unless the fill is
+    /// switched off. Ends when the layer is closed.
+    pub fn fill_up(self: &Arc<Self>) {
+        if let Some(filler) = &self.engine.filler {
+            filler.add(self);
+        }
+    }
+
     /// Has `spans` fetched, as far as they are missing, with nobody waiting for them.
     pub fn request(&self, spans: Range<SpanId>, lane: Lane) {
         let end = spans.end.min(SpanId(self.spans.count()));
         self.want(spans.start..end, None, lane);
+    }
+
+    /// How many spans a sequential reader needs fetched ahead of it to find each there: as many as fit
+    /// on the line, and as many again for those that are being read.
+    fn window(&self) -> u32 {
+        let average = self.spans.compressed_size() / u64::from(self.spans.count().max(1));
+        let line = self.engine.link.capacity().unwrap_or(0) / average.max(1);
+        let spans = u32::try_from(line.saturating_mul(2)).unwrap_or(u32::MAX);
+        spans.clamp(WINDOW.start, WINDOW.end)
     }
 
     /// The spans that hold `range`; `None` if they do not hold all of it.
@@ -181,6 +208,22 @@ impl Layer {
         let Some(this) = self.this.upgrade() else {
             return;
         };
+        for run in self.start(&this, spans, read, lane) {
+            let layer = Arc::clone(&this);
+            self.engine.spawn(async move {
+                run.fetch(&layer).await;
+            });
+        }
+    }
+
+    /// The requests that bring what is missing of `spans`, and has `read` filled from each span.
+    fn start(
+        &self,
+        this: &Arc<Self>,
+        spans: Range<SpanId>,
+        read: Option<&Arc<PendingRead>>,
+        lane: Lane,
+    ) -> Vec<Run> {
         let limit = self.engine.options.max_request;
         let mut runs: Vec<Run> = Vec::new();
         for span in (spans.start.0..spans.end.0).map(SpanId) {
@@ -191,17 +234,48 @@ impl Layer {
                 None => Arc::new(Ticket::new(lane)),
             };
             match (self.join(span, read, &ticket), run) {
-                (Some(Origin::Registry), Some(run)) => run.landings.push(Landing::new(&this, span)),
+                (Some(Origin::Registry), Some(run)) => run.landings.push(Landing::new(this, span)),
                 (Some(Origin::Registry), None) => {
-                    let landings = vec![Landing::new(&this, span)];
-                    runs.push(Run { landings, ticket });
+                    runs.push(Run::new(Landing::new(this, span), ticket));
                 }
-                (Some(Origin::Disk), _) => Landing::new(&this, span).recover(ticket),
+                (Some(Origin::Disk), _) => Landing::new(this, span).recover(ticket),
                 (None, _) => {}
             }
         }
-        for run in runs {
-            self.engine.spawn(run.fetch(Arc::clone(&this)));
+        runs
+    }
+
+    /// The first run of spans in `within` that are neither here nor on their way, of at most `bytes`
+    /// compressed bytes or one span.
+    fn missing(&self, within: &Range<SpanId>, bytes: u64) -> Option<Range<SpanId>> {
+        let mut ids = (within.start.0..within.end.0).map(SpanId);
+        let first = ids.find(|&span| self.flights.is_absent(span))?;
+        let mut run = first..SpanId(first.0 + 1);
+        for span in ids {
+            let longer = first..SpanId(span.0 + 1);
+            if !self.flights.is_absent(span) || compressed(&self.spans, &longer).byte_len() > bytes
+            {
+                break;
+            }
+            run = longer;
+        }
+        Some(run)
+    }
+
+    /// Has `spans` fetched for `filler`, which is told what came of it.
+    fn fill(self: &Arc<Self>, spans: Range<SpanId>, filler: &Arc<Filler>) {
+        let bytes = compressed(&self.spans, &spans).byte_len();
+        // Counted from now on, so that the filler sees it before it looks for more to do.
+        let mut passage = Some(self.engine.link.depart(bytes, Lane::Fill));
+        for mut run in self.start(self, spans.clone(), None, Lane::Fill) {
+            run.passage = passage.take();
+            let (layer, filler, spans) = (Arc::clone(self), Arc::clone(filler), spans.clone());
+            self.engine.spawn(async move {
+                run.fetch(&layer).await;
+                let mut ids = (spans.start.0..spans.end.0).map(SpanId);
+                let lost = ids.find(|&span| layer.flights.is_absent(span));
+                filler.landed(&layer, lost, Instant::now());
+            });
         }
     }
 
@@ -256,6 +330,15 @@ impl Layer {
 
 impl LayerContent for Layer {
     fn read(&self, range: Range<UncompressedOffset>, reply: ReadReply) {
+        self.read_in_file(range.clone(), range, reply);
+    }
+
+    fn read_in_file(
+        &self,
+        file: Range<UncompressedOffset>,
+        range: Range<UncompressedOffset>,
+        reply: ReadReply,
+    ) {
         let Some(spans) = self.locate(&range) else {
             add(&self.counters.failed_reads, 1);
             tracing::debug!(layer = %self.digest, ?range, "a read beyond the layer's end");
@@ -266,9 +349,12 @@ impl LayerContent for Layer {
         }
         if let Some(reply) = self.hit(spans.clone(), &range, reply) {
             self.miss(spans.clone(), range, reply);
+            if let Some(file) = self.locate(&file) {
+                self.hot.note(file);
+            }
         }
         if self.engine.options.readahead
-            && let Some(ahead) = self.streams.observe(&spans)
+            && let Some(ahead) = self.streams.observe(&spans, || self.window())
         {
             self.request(ahead, Lane::Readahead);
         }

@@ -12,6 +12,7 @@ use super::Layer;
 use super::counters::add;
 use super::decode::Scratch;
 use super::engine::LOG_INTERVAL;
+use super::link::Passage;
 use super::schedule::{Ticket, compressed};
 
 /// A span in flight and the duty to end the flight: dropped before it landed, it fails those who wait.
@@ -28,9 +29,20 @@ pub(crate) struct Run {
     /// Ascending, without a gap; not empty.
     pub(crate) landings: Vec<Landing>,
     pub(crate) ticket: Arc<Ticket>,
+    /// Counts the request as in flight already.
+    pub(crate) passage: Option<Passage>,
 }
 
 impl Run {
+    /// A run of one span.
+    pub(crate) fn new(landing: Landing, ticket: Arc<Ticket>) -> Self {
+        Self {
+            landings: vec![landing],
+            ticket,
+            passage: None,
+        }
+    }
+
     /// Whether `span` follows, and the request would still have no more than `limit` bytes.
     pub(crate) fn has_room(&self, span: SpanId, table: &SpanTable, limit: u64) -> bool {
         let (Some(first), Some(last)) = (self.landings.first(), self.landings.last()) else {
@@ -41,14 +53,15 @@ impl Run {
     }
 
     /// Gets the spans; those whose bytes are wrong again, one by one.
-    pub(crate) async fn fetch(self, layer: Arc<Layer>) {
-        let Self { landings, ticket } = self;
+    pub(crate) async fn fetch(self, layer: &Arc<Layer>) {
         let retries = layer.engine.options.verification_retries;
-        let mut open = attempt(&layer, landings, 0, &ticket).await;
+        let ticket = Arc::clone(&self.ticket);
+        let mut open = attempt(layer, self, 0).await;
         for number in 1..=retries {
             let mut still_open = Vec::new();
             for landing in open {
-                still_open.extend(attempt(&layer, vec![landing], number, &ticket).await);
+                let run = Self::new(landing, Arc::clone(&ticket));
+                still_open.extend(attempt(layer, run, number).await);
             }
             open = still_open;
         }
@@ -62,25 +75,28 @@ impl Run {
 }
 
 /// One request for neighbouring spans; gives back those whose bytes were wrong.
-async fn attempt(
-    layer: &Arc<Layer>,
-    landings: Vec<Landing>,
-    number: u32,
-    ticket: &Ticket,
-) -> Vec<Landing> {
+async fn attempt(layer: &Arc<Layer>, run: Run, number: u32) -> Vec<Landing> {
+    let Run {
+        landings,
+        ticket,
+        passage,
+    } = run;
     let (Some(first), Some(last)) = (landings.first(), landings.last()) else {
         return landings;
     };
     let run = first.span..SpanId(last.span.0 + 1);
     let range = compressed(&layer.spans, &run);
-    let Some(_room) = layer.engine.budget.acquire(range.byte_len(), ticket).await else {
+    let size = range.byte_len();
+    let Some(_room) = layer.engine.budget.acquire(size, &ticket).await else {
         return Vec::new();
     };
+    let passage = passage.unwrap_or_else(|| layer.engine.link.depart(size, ticket.lane()));
     add(&layer.counters.requests, 1);
     match layer.sources.fetch(range.clone(), number as usize).await {
         Ok(bytes) => {
+            passage.arrive(bytes.len() as u64);
             add(&layer.counters.bytes_fetched, bytes.len() as u64);
-            decode(layer, landings, range.start, &bytes, ticket).await
+            decode(layer, landings, range.start, &bytes, &ticket).await
         }
         Err(failure) => {
             add(&layer.counters.failed_requests, 1);
@@ -228,11 +244,9 @@ impl Landing {
         add(&layer.counters.bad_cached_spans, 1);
         tracing::warn!(layer = %layer.digest, span = %self.span, "a cached span is damaged; it is fetched again");
         layer.cache.forget(self.span, range);
-        let run = Run {
-            landings: vec![self],
-            ticket: Arc::clone(ticket),
-        };
-        layer.engine.spawn(run.fetch(Arc::clone(&layer)));
+        let run = Run::new(self, Arc::clone(ticket));
+        let this = Arc::clone(&layer);
+        layer.engine.spawn(async move { run.fetch(&this).await });
     }
 }
 

@@ -97,6 +97,11 @@ impl<W> Flights<W> {
         self.sight(spans).as_ref() == Some(before)
     }
 
+    /// Whether `span` is neither here nor on its way.
+    pub(crate) fn is_absent(&self, span: SpanId) -> bool {
+        self.word(span).load(Ordering::Relaxed) & STATE == ABSENT
+    }
+
     /// Number of spans present, checked since start or not.
     pub(crate) fn present(&self) -> usize {
         let held = |word: &&AtomicU32| {

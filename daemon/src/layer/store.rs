@@ -225,6 +225,19 @@ impl LayerStore {
         .await;
     }
 
+    /// Has the rest of these layers fetched in the background, in this order, as far as they are open.
+    pub fn fill_up(&self, layers: &[Digest]) {
+        for layer in layers.iter().filter_map(|layer| self.opened(layer)) {
+            layer.fill_up();
+        }
+    }
+
+    /// Layers that wait to be filled or are being filled; layers that were turned away as too many waited.
+    pub fn filling(&self) -> (usize, u64) {
+        let filler = self.shared.engine.filler.as_ref();
+        filler.map_or((0, 0), |filler| (filler.waiting(), filler.turned_away()))
+    }
+
     /// The counters of all open layers.
     pub fn counters(&self) -> Vec<(Digest, LayerCounters)> {
         let layers = self.open_layers();

@@ -24,6 +24,7 @@ use ztoc::{CompressedOffset, Compression, SpanSize};
 use super::*;
 
 mod disk;
+mod fill;
 mod model;
 
 /// What the scripted source does instead of answering well.
