@@ -5,7 +5,7 @@ mod inflate;
 
 use std::ops::Range;
 
-pub use self::inflate::SpanBuffer;
+pub use self::inflate::{SpanBuffer, SpanDecoder};
 use crate::checkpoint::{Checkpoint, WINDOW_LEN, Zinfo, ZinfoVersion};
 use crate::digest::Digest;
 use crate::error::{SpansError, VerifyError};
@@ -267,25 +267,26 @@ impl SpanTable {
     }
 }
 
-/// Bytes that claim to be a span's compressed range.
+/// Bytes that claim to be a span's compressed range: borrowed, or held by whoever decodes them
+/// later ([`VerifiedSpan::decoder`]).
 #[derive(Debug)]
-pub struct CompressedSpan<'a> {
+pub struct CompressedSpan<B> {
     id: SpanId,
-    bytes: &'a [u8],
+    bytes: B,
 }
 
 /// A span whose compressed bytes match length and digest in its table. Only
 /// [`CompressedSpan::verify`] makes one.
 #[derive(Debug)]
-pub struct VerifiedSpan<'a> {
-    table: &'a SpanTable,
+pub struct VerifiedSpan<'t, B = &'t [u8]> {
+    table: &'t SpanTable,
     id: SpanId,
-    bytes: &'a [u8],
+    bytes: B,
 }
 
-impl<'a> CompressedSpan<'a> {
+impl<B: AsRef<[u8]>> CompressedSpan<B> {
     /// Names `bytes` as span `id`.
-    pub fn new(id: SpanId, bytes: &'a [u8]) -> Self {
+    pub fn new(id: SpanId, bytes: B) -> Self {
         Self { id, bytes }
     }
 
@@ -294,7 +295,7 @@ impl<'a> CompressedSpan<'a> {
     /// # Errors
     ///
     /// The bytes are not this span's, or there is no such span.
-    pub fn verify(self, table: &'a SpanTable) -> Result<VerifiedSpan<'a>, VerifyError> {
+    pub fn verify(self, table: &SpanTable) -> Result<VerifiedSpan<'_, B>, VerifyError> {
         let Self { id: span, bytes } = self;
         if span.0 >= table.count() {
             return Err(VerifyError::NoSuchSpan {
@@ -302,7 +303,8 @@ impl<'a> CompressedSpan<'a> {
                 count: table.count(),
             });
         }
-        let (expected, actual) = (table.compressed(span).byte_len(), bytes.len() as u64);
+        let plain = bytes.as_ref();
+        let (expected, actual) = (table.compressed(span).byte_len(), plain.len() as u64);
         if expected != actual {
             return Err(VerifyError::Length {
                 span,
@@ -310,7 +312,7 @@ impl<'a> CompressedSpan<'a> {
                 actual,
             });
         }
-        let (expected, actual) = (table.digest(span), Digest::of(bytes));
+        let (expected, actual) = (table.digest(span), Digest::of(plain));
         if expected != actual {
             return Err(VerifyError::Digest {
                 span,
