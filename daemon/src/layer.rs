@@ -13,6 +13,7 @@ mod fetch;
 mod fill;
 mod flight;
 mod hot;
+mod ledger;
 mod link;
 mod map;
 mod pace;
@@ -30,6 +31,7 @@ use std::cell::Cell;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -45,6 +47,7 @@ use self::fetch::{Landing, Run};
 use self::fill::Filler;
 use self::flight::{Flights, Joined, Origin};
 use self::hot::Hot;
+use self::ledger::GROUP;
 use self::pending::PendingRead;
 use self::readahead::{Streams, WINDOW};
 use self::schedule::{Ticket, compressed};
@@ -76,6 +79,10 @@ pub struct Layer {
     sources: Sources,
     streams: Streams,
     hot: Hot,
+    /// Plain bytes on disk.
+    held: AtomicU64,
+    /// When each group of spans was used last, by the ledger's clock.
+    used: Box<[AtomicI64]>,
     counters: Arc<Counters>,
     fetch_trouble: Throttle,
     engine: Arc<Engine>,
@@ -94,6 +101,12 @@ impl Layer {
     ) -> io::Result<Arc<Self>> {
         let size = spans.uncompressed_size();
         let (cache, claimed) = SpanCache::open(dir, ztoc, spans.count(), size)?;
+        let held = spans.ids().zip(&claimed).filter(|(_, claimed)| **claimed);
+        let held = held
+            .map(|(span, _)| spans.uncompressed(span).byte_len())
+            .sum();
+        let groups = spans.count().div_ceil(GROUP);
+        let now = engine.ledger.now();
         Ok(Arc::new_cyclic(|this| Self {
             digest,
             spans,
@@ -103,6 +116,8 @@ impl Layer {
             sources: Sources::default(),
             streams: Streams::default(),
             hot: Hot::default(),
+            held: AtomicU64::new(held),
+            used: (0..groups).map(|_| AtomicI64::new(now)).collect(),
             counters: Arc::default(),
             fetch_trouble: Throttle::default(),
             engine,
@@ -180,7 +195,8 @@ impl Layer {
         let mut buffer = HIT.take();
         buffer.resize(length.max(buffer.len()), 0);
         let read = self.cache.read(range.start, &mut buffer[..length]);
-        let unanswered = if read.is_ok() && self.flights.still(spans, &seen) {
+        let unanswered = if read.is_ok() && self.flights.still(spans.clone(), &seen) {
+            self.touch(&spans);
             add(&self.counters.hits, 1);
             add(&self.counters.bytes_served, length as u64);
             reply.data(&buffer[..length]);
@@ -197,6 +213,7 @@ impl Layer {
     /// Has the reply answered when all of `spans` have been had.
     fn miss(&self, spans: Range<SpanId>, range: Range<UncompressedOffset>, reply: ReadReply) {
         add(&self.counters.misses, 1);
+        self.touch(&spans);
         let parts = spans.end.0 - spans.start.0;
         let counters = Arc::clone(&self.counters);
         let read = Arc::new(PendingRead::new(range, reply, parts, counters));
@@ -262,18 +279,32 @@ impl Layer {
         Some(run)
     }
 
+    /// The plain bytes of a run.
+    fn plain_bytes(&self, run: &Range<SpanId>) -> u64 {
+        let last = SpanId(run.end.0.saturating_sub(1).max(run.start.0));
+        (self.spans.uncompressed(run.start).start..self.spans.uncompressed(last).end).byte_len()
+    }
+
     /// Has `spans` fetched for `filler`, which is told what came of it.
     fn fill(self: &Arc<Self>, spans: Range<SpanId>, filler: &Arc<Filler>) {
         let bytes = compressed(&self.spans, &spans).byte_len();
         // Counted from now on, so that the filler sees it before it looks for more to do.
         let mut passage = Some(self.engine.link.depart(bytes, Lane::Fill));
-        for mut run in self.start(self, spans.clone(), None, Lane::Fill) {
+        for mut run in self.start(self, spans, None, Lane::Fill) {
             run.passage = passage.take();
-            let (layer, filler, spans) = (Arc::clone(self), Arc::clone(filler), spans.clone());
+            let spans = run.spans();
+            let (plain, brought) = (self.plain_bytes(&spans), spans.end.0 - spans.start.0);
+            self.engine.ledger.expect(plain);
+            let (layer, filler) = (Arc::clone(self), Arc::clone(filler));
             self.engine.spawn(async move {
                 run.fetch(&layer).await;
+                layer.engine.ledger.came(plain);
                 let mut ids = (spans.start.0..spans.end.0).map(SpanId);
                 let lost = ids.find(|&span| layer.flights.is_absent(span));
+                match lost {
+                    Some(_) => add(&layer.counters.failed_fills, 1),
+                    None => add(&layer.counters.spans_filled, brought.into()),
+                }
                 filler.landed(&layer, lost, Instant::now());
             });
         }
@@ -322,6 +353,7 @@ impl Layer {
     /// The disk does not give a span it should have: it is absent from now on.
     fn distrust(&self, span: SpanId) {
         if self.flights.leave(span) {
+            self.drops(self.spans.uncompressed(span).byte_len());
             add(&self.counters.bad_cached_spans, 1);
             tracing::warn!(layer = %self.digest, %span, "a cached span cannot be read; it is fetched again");
         }

@@ -36,6 +36,15 @@ impl DirectoryCacheConfig {
     }
 }
 
+/// `[layer_cache]`, ours: the spans of layers under `<root>/layers`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LayerCacheConfig {
+    /// Most bytes of unpacked layers on disk; empty or zero: as many as there is room for. What was
+    /// used longest ago goes, and is fetched again when it is read.
+    pub max_size: ByteSize,
+}
+
 /// `[fuse]`. Views never change, so the kernel may keep what it learnt: the timeouts have no effect.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

@@ -118,6 +118,7 @@ fn layers(config: &Config) -> LayerOptions {
     LayerOptions {
         verification_retries: retries.max(VERIFICATION_RETRIES),
         fill: fill(&config.background_fetch),
+        cache_limit: Some(config.layer_cache.max_size.bytes).filter(|&bytes| bytes > 0),
         ..LayerOptions::default()
     }
 }
@@ -171,6 +172,8 @@ mod tests {
             max_span_verification_retries = 5
             [snapshotter]
             min_layer_size = 1000
+            [layer_cache]
+            max_size = "2gb"
             [[resolver.host."registry.test".mirrors]]
             host = "mirror.test:5000"
             insecure = true
@@ -183,6 +186,7 @@ mod tests {
         assert_eq!((&*mirror.host, mirror.insecure), ("mirror.test:5000", true));
         assert_eq!(mirror.request_timeout, Some(NO_LIMIT));
         assert_eq!(layers(&config).verification_retries, 5);
+        assert_eq!(layers(&config).cache_limit, Some(2 << 30));
         let images = images(&config);
         assert_eq!(
             (images.min_layer_size, images.prepare_timeout.as_secs()),

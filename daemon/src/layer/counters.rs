@@ -52,6 +52,12 @@ counters! {
     bad_cached_spans,
     /// Spans that could not be written to the cache.
     cache_write_failures,
+    /// Spans that were given up to make room for others.
+    spans_evicted,
+    /// Spans that the background fill brought.
+    spans_filled,
+    /// Requests of the background fill of which something did not come.
+    failed_fills,
 }
 
 /// Adds to a counter.

@@ -1,5 +1,6 @@
 //! What all layers share: the runtime their fetches run on, decode threads, budgets.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tokio_util::task::TaskTracker;
 use super::counters::Throttle;
 use super::decode::DecodePool;
 use super::fill::Filler;
+use super::ledger::Ledger;
 use super::link::Link;
 use super::pace::FillOptions;
 use super::schedule::Budget;
@@ -32,6 +34,8 @@ pub struct LayerOptions {
     pub readahead: bool,
     /// How what nobody asks for is fetched; `None`: not at all.
     pub fill: Option<FillOptions>,
+    /// Most plain bytes of all layers on disk; `None`: as many as there is room for.
+    pub cache_limit: Option<u64>,
 }
 
 impl Default for LayerOptions {
@@ -43,6 +47,7 @@ impl Default for LayerOptions {
             decode_threads: 0,
             readahead: true,
             fill: Some(FillOptions::default()),
+            cache_limit: None,
         }
     }
 }
@@ -59,6 +64,7 @@ pub(crate) struct Engine {
     pub(crate) unwritten: Mutex<Unwritten>,
     pub(crate) write_failures: Throttle,
     pub(crate) link: Arc<Link>,
+    pub(crate) ledger: Ledger,
     pub(crate) filler: Option<Arc<Filler>>,
     runtime: Handle,
     tasks: TaskTracker,
@@ -66,8 +72,13 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Starts the decode threads and the fill; fetches will run on `runtime`.
-    pub(crate) fn start(options: LayerOptions, runtime: Handle) -> std::io::Result<Self> {
+    /// Starts the decode threads and the fill; fetches will run on `runtime`. Blocks on file I/O: what is
+    /// under `root` is counted.
+    pub(crate) fn start(
+        root: &Path,
+        options: LayerOptions,
+        runtime: Handle,
+    ) -> std::io::Result<Self> {
         let cpus = || std::thread::available_parallelism().map_or(2, usize::from);
         let threads = match options.decode_threads {
             0 => cpus(),
@@ -80,6 +91,7 @@ impl Engine {
             unwritten: Mutex::default(),
             write_failures: Throttle::default(),
             link: Arc::default(),
+            ledger: Ledger::open(root, options.cache_limit),
             filler,
             options,
             runtime,

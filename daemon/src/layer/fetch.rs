@@ -1,12 +1,14 @@
 //! Spans on their way: fetched, verified, decoded, handed out, cached.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use fuse::content::ReadError;
 use tokio::sync::mpsc;
+use ztoc::error::InflateError;
 use ztoc::unit::ByteLen as _;
-use ztoc::{CompressedOffset, CompressedSpan, SpanId, SpanTable};
+use ztoc::{CompressedOffset, CompressedSpan, SpanBuffer, SpanDecoder, SpanId, SpanTable};
 
 use super::Layer;
 use super::counters::add;
@@ -14,6 +16,8 @@ use super::decode::Scratch;
 use super::engine::LOG_INTERVAL;
 use super::link::Passage;
 use super::schedule::{Ticket, compressed};
+
+type Decoder<'s> = SpanDecoder<&'s [u8], &'s mut SpanBuffer>;
 
 /// A span in flight and the duty to end the flight: dropped before it landed, it fails those who wait.
 #[derive(Debug)]
@@ -41,6 +45,16 @@ impl Run {
             ticket,
             passage: None,
         }
+    }
+
+    /// The spans; none in a run without landings.
+    pub(crate) fn spans(&self) -> Range<SpanId> {
+        let first = self.landings.first().map_or(SpanId(0), |first| first.span);
+        let end = self
+            .landings
+            .last()
+            .map_or(first, |last| SpanId(last.span.0 + 1));
+        first..end
     }
 
     /// Whether `span` follows, and the request would still have no more than `limit` bytes.
@@ -167,7 +181,14 @@ impl Landing {
             Ok(verified) => verified,
             Err(error) => return Err(self.wrong(&error)),
         };
-        let plain = match verified.inflate(&mut scratch.span) {
+        let mut decoder = match verified.decoder(&mut scratch.span) {
+            Ok(decoder) => decoder,
+            Err(error) => return Err(self.wrong(&error)),
+        };
+        if let Err(error) = self.answer_early(&mut decoder) {
+            return Err(self.wrong(&error));
+        }
+        let plain = match decoder.decode_all() {
             Ok(plain) => plain,
             Err(error) => return Err(self.wrong(&error)),
         };
@@ -176,6 +197,30 @@ impl Landing {
         self.deliver(plain);
         scratch.used(length);
         Ok(())
+    }
+
+    /// Answers who waits as soon as his bytes are decoded, nearest first.
+    fn answer_early(&self, decoder: &mut Decoder<'_>) -> Result<(), InflateError> {
+        let range = self.layer.spans.uncompressed(self.span);
+        loop {
+            let mut waiting = self.layer.flights.take_waiters(self.span);
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            waiting.sort_by_key(|read| read.part(&range).end);
+            let mut waiting = waiting.into_iter();
+            while let Some(read) = waiting.next() {
+                match decoder.decode_to(read.part(&range).end) {
+                    Ok(plain) => read.fill(&range, plain),
+                    Err(error) => {
+                        // The bytes are verified: what describes them is wrong, and stays so.
+                        read.fail(ReadError::Unavailable);
+                        waiting.for_each(|read| read.fail(ReadError::Unavailable));
+                        return Err(error);
+                    }
+                }
+            }
+        }
     }
 
     fn wrong(self, error: &dyn std::error::Error) -> Self {
@@ -192,6 +237,9 @@ impl Landing {
             read.fill(&range, plain);
         }
         let stored = layer.cache.store(self.span, range.start, plain);
+        if stored.is_ok() {
+            layer.holds(plain.len() as u64);
+        }
         {
             let mut unwritten = layer.engine.unwritten.lock();
             match &stored {
@@ -203,13 +251,15 @@ impl Landing {
         for read in layer.flights.finish(self.span, stored.is_ok()) {
             read.fill(&range, plain);
         }
-        if let Err(error) = stored {
-            self.not_stored(&error);
+        match stored {
+            Ok(()) => layer.engine.ledger.evict(),
+            Err(error) => self.not_stored(&error),
         }
     }
 
     fn not_stored(&self, error: &std::io::Error) {
         add(&self.layer.counters.cache_write_failures, 1);
+        self.layer.engine.ledger.refused();
         if let Some(suppressed) = self.layer.engine.write_failures.pass(LOG_INTERVAL) {
             tracing::warn!(
                 layer = %self.layer.digest, span = %self.span, suppressed,
@@ -243,6 +293,7 @@ impl Landing {
         }
         add(&layer.counters.bad_cached_spans, 1);
         tracing::warn!(layer = %layer.digest, span = %self.span, "a cached span is damaged; it is fetched again");
+        layer.drops(range.byte_len());
         layer.cache.forget(self.span, range);
         let run = Run::new(self, Arc::clone(ticket));
         let this = Arc::clone(&layer);

@@ -128,10 +128,40 @@ impl Filler {
     }
 
     fn fetch(self: &Arc<Self>, layer: &Arc<Layer>, spans: Range<SpanId>) {
+        let Some(spans) = self.fitting(layer, spans) else {
+            return self.give_up();
+        };
         let bytes = compressed(&layer.spans, &spans).byte_len();
         let pause = self.options.pause(spans.end.0 - spans.start.0, bytes);
         self.queue.lock().rest(Instant::now(), pause);
         layer.fill(spans, self);
+    }
+
+    /// `spans`, or the first of them, if there is room for them on disk.
+    fn fitting(&self, layer: &Layer, spans: Range<SpanId>) -> Option<Range<SpanId>> {
+        let ledger = &layer.engine.ledger;
+        if ledger.has_room(layer.plain_bytes(&spans)) {
+            return Some(spans);
+        }
+        let first = spans.start..SpanId(spans.start.0 + 1);
+        if !ledger.has_room(layer.plain_bytes(&first)) {
+            return None;
+        }
+        let mut queue = self.queue.lock();
+        let job = queue.jobs.iter_mut().find(|job| job.digest == layer.digest);
+        if let Some(job) = job {
+            job.next = job.next.min(first.end);
+        }
+        Some(first)
+    }
+
+    /// There is no room on disk. What is filled must not make go what is read, nor fill up the disk.
+    fn give_up(&self) {
+        let layers = std::mem::take(&mut self.queue.lock().jobs).len();
+        tracing::warn!(
+            layers,
+            "the disk or the cache's limit leaves no room: layers are fetched as they are read, no further"
+        );
     }
 
     /// What is best fetched now, in a request of about `room` bytes.

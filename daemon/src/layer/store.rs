@@ -127,7 +127,7 @@ impl LayerStore {
         Ok(Self {
             shared: Arc::new(Shared {
                 root: root.to_owned(),
-                engine: Arc::new(Engine::start(options, runtime).map_err(failed)?),
+                engine: Arc::new(Engine::start(root, options, runtime).map_err(failed)?),
                 open: Mutex::default(),
                 fresh: Mutex::default(),
                 opening: Flights::new(),
@@ -232,6 +232,11 @@ impl LayerStore {
         }
     }
 
+    /// Plain bytes of all layers on disk.
+    pub fn bytes_cached(&self) -> u64 {
+        self.shared.engine.ledger.used()
+    }
+
     /// Layers that wait to be filled or are being filled; layers that were turned away as too many waited.
     pub fn filling(&self) -> (usize, u64) {
         let filler = self.shared.engine.filler.as_ref();
@@ -297,7 +302,9 @@ impl Shared {
     fn remove(&self, layer: &Digest) -> Result<(), LayerError> {
         let dir = self.dir(layer);
         self.open.lock().remove(layer);
-        discard(&self.root, &dir).map_err(|source| io_error(&dir, source))
+        discard(&self.root, &dir).map_err(|source| io_error(&dir, source))?;
+        self.engine.ledger.deleted(layer);
+        Ok(())
     }
 
     fn open(&self, layer: Digest) -> Result<Arc<Layer>, LayerError> {
@@ -312,6 +319,7 @@ impl Shared {
         let tree = Arc::new(fuse::LayerTree::new(toc));
         let opened = Layer::open(&dir, layer, &ztoc, spans, tree, Arc::clone(&self.engine))
             .map_err(|source| io_error(&dir, source))?;
+        self.engine.ledger.opened(&opened);
         let mut open = self.open.lock();
         open.retain(|_, layer| layer.strong_count() > 0);
         open.insert(layer, Arc::downgrade(&opened));
@@ -330,10 +338,16 @@ impl Shared {
             let layer = name
                 .to_str()
                 .and_then(|hex| format!("sha256:{hex}").parse().ok());
-            let dead = layer.is_some_and(|layer| !live.contains(&layer) && !self.in_use(&layer));
-            if dead && let Err(error) = discard(&self.root, &entry.path()) {
-                let path = entry.path();
-                tracing::warn!(path = %path.display(), "cannot delete a layer's cache: {error}");
+            let dead = |layer: &Digest| !live.contains(layer) && !self.in_use(layer);
+            let Some(layer) = layer.filter(dead) else {
+                continue;
+            };
+            match discard(&self.root, &entry.path()) {
+                Ok(()) => self.engine.ledger.deleted(&layer),
+                Err(error) => {
+                    let path = entry.path();
+                    tracing::warn!(path = %path.display(), "cannot delete a layer's cache: {error}");
+                }
             }
         }
     }
