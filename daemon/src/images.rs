@@ -75,7 +75,7 @@ pub struct ImageLayers {
     content: Arc<dyn ContentStore>,
     discovery: Discovery,
     ztocs: Ztocs,
-    manifests: Manifests,
+    manifests: Arc<Manifests>,
     layers: LayerStore,
     views: Views,
     unpacks: Semaphore,
@@ -113,7 +113,7 @@ impl ImageLayers {
                 layers.clone(),
                 options.concurrent_ztocs,
             ),
-            manifests: Manifests::new(registry.clone(), Arc::clone(&content)),
+            manifests: Arc::new(Manifests::new(registry.clone(), Arc::clone(&content))),
             unpacks: Semaphore::new(options.concurrent_unpacks.max(1)),
             options,
             registry,
@@ -233,7 +233,12 @@ impl Images for ImageLayers {
             }))
         });
         match verdict {
-            Ok(()) => Prepared::Lazy,
+            Ok(()) => {
+                let (manifests, of) = (Arc::clone(&self.manifests), request.clone());
+                let diff_id = async move { manifests.diff_id(&of).await };
+                self.layers.expect(request.layer, diff_id);
+                Prepared::Lazy
+            }
             Err(Verdict::Defer(reason)) => Prepared::Deferred { reason },
             Err(Verdict::Unpack(reason)) => match self.unpack(request, dir, parents).await {
                 true => Prepared::Unpacked { reason },

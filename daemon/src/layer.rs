@@ -18,6 +18,7 @@ mod link;
 mod map;
 mod pace;
 mod pending;
+mod proof;
 mod readahead;
 mod record;
 mod schedule;
@@ -49,6 +50,7 @@ use self::flight::{Flights, Joined, Origin};
 use self::hot::Hot;
 use self::ledger::GROUP;
 use self::pending::PendingRead;
+use self::proof::Proof;
 use self::readahead::{Streams, WINDOW};
 use self::schedule::{Ticket, compressed};
 use self::source::Sources;
@@ -79,6 +81,7 @@ pub struct Layer {
     sources: Sources,
     streams: Streams,
     hot: Hot,
+    proof: Proof,
     /// Plain bytes on disk.
     held: AtomicU64,
     /// When each group of spans was used last, by the ledger's clock.
@@ -116,6 +119,7 @@ impl Layer {
             sources: Sources::default(),
             streams: Streams::default(),
             hot: Hot::default(),
+            proof: Proof::open(dir),
             held: AtomicU64::new(held),
             used: (0..groups).map(|_| AtomicI64::new(now)).collect(),
             counters: Arc::default(),
@@ -143,6 +147,11 @@ impl Layer {
     /// What it has done so far.
     pub fn counters(&self) -> LayerCounters {
         self.counters.now()
+    }
+
+    /// Whether all of it has been here and was what the image says.
+    pub fn is_proven(&self) -> bool {
+        self.proof.is_proven()
     }
 
     /// Number of spans in the cache; some of them may yet prove wrong at first use.
@@ -371,6 +380,10 @@ impl LayerContent for Layer {
         range: Range<UncompressedOffset>,
         reply: ReadReply,
     ) {
+        if self.proof.is_wrong() {
+            add(&self.counters.failed_reads, 1);
+            return reply.error(ReadError::Unavailable);
+        }
         let Some(spans) = self.locate(&range) else {
             add(&self.counters.failed_reads, 1);
             tracing::debug!(layer = %self.digest, ?range, "a read beyond the layer's end");

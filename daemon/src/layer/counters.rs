@@ -58,6 +58,8 @@ counters! {
     spans_filled,
     /// Requests of the background fill of which something did not come.
     failed_fills,
+    /// 1 when the layer was found not to be what the image says.
+    quarantined,
 }
 
 /// Adds to a counter.

@@ -252,7 +252,10 @@ impl Landing {
             read.fill(&range, plain);
         }
         match stored {
-            Ok(()) => layer.engine.ledger.evict(),
+            Ok(()) => {
+                layer.engine.ledger.evict();
+                layer.prove_if_whole();
+            }
             Err(error) => self.not_stored(&error),
         }
     }

@@ -103,6 +103,13 @@ impl<W> Flights<W> {
         self.word(span).load(Ordering::Relaxed) & STATE == ABSENT
     }
 
+    /// Whether all spans are in the cache.
+    pub(crate) fn is_full(&self) -> bool {
+        self.words
+            .iter()
+            .all(|word| matches!(word.load(Ordering::Relaxed) & STATE, PRESENT | UNVERIFIED))
+    }
+
     /// Whether nothing is in flight.
     #[cfg(test)]
     pub(crate) fn is_quiet(&self) -> bool {

@@ -17,6 +17,7 @@ use ztoc::{Digest, SpanId, SpanTable, Ztoc};
 use super::Layer;
 use super::counters::LayerCounters;
 use super::engine::{Engine, LayerOptions};
+use super::proof;
 use super::record::Origin;
 use super::source::BlobSource;
 use crate::registry::flight::Flights;
@@ -82,6 +83,16 @@ pub enum LayerError {
         /// The layer.
         layer: Digest,
     },
+    /// The layer is not what the image says, though its spans are what this zTOC says.
+    #[error(
+        "layer {layer} is quarantined: its zTOC {ztoc} describes other bytes than the image names"
+    )]
+    Quarantined {
+        /// The layer.
+        layer: Digest,
+        /// The zTOC.
+        ztoc: Digest,
+    },
     /// The bytes are no zTOC.
     #[error("zTOC {ztoc} of layer {layer}: {source}")]
     Ztoc {
@@ -145,6 +156,9 @@ impl LayerStore {
         let dir = self.shared.dir(layer);
         let ztoc = Origin::read(&dir.join("origin"), layer).ok()?.ztoc();
         dir.join("ztoc").metadata().ok()?;
+        if proof::is_quarantined(&dir) {
+            return None;
+        }
         self.shared.fresh.lock().insert(*layer, Instant::now());
         Some(ztoc)
     }
@@ -225,6 +239,38 @@ impl LayerStore {
         .await;
     }
 
+    /// Learns from `find` what the digest of all of a layer is, uncompressed, unless that is known: it is
+    /// proven once everything is here. Not done where nothing is filled.
+    pub fn expect(
+        &self,
+        layer: Digest,
+        find: impl Future<Output = Option<Digest>> + Send + 'static,
+    ) {
+        if self.shared.engine.filler.is_none() {
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        self.shared.engine.spawn(async move {
+            let dir = shared.dir(&layer);
+            let known = dir.clone();
+            let known = blocking(move || Ok(proof::is_expected(&known))).await;
+            if matches!(known, Ok(true)) {
+                return;
+            }
+            let Some(diff_id) = find.await else { return };
+            let noted = blocking(move || {
+                proof::expect(&dir, &diff_id).map_err(|source| io_error(&dir, source))
+            });
+            if let Err(error) = noted.await {
+                tracing::debug!(%layer, "the layer's diff ID is not kept: {error}");
+            }
+            let open = shared.open.lock().get(&layer).and_then(Weak::upgrade);
+            if let Some(open) = open {
+                open.expect(diff_id);
+            }
+        });
+    }
+
     /// Has the rest of these layers fetched in the background, in this order, as far as they are open.
     pub fn fill_up(&self, layers: &[Digest]) {
         for layer in layers.iter().filter_map(|layer| self.opened(layer)) {
@@ -266,8 +312,12 @@ impl Shared {
 
     fn insert(&self, new: &NewLayer) -> Result<(), LayerError> {
         let dir = self.dir(&new.layer);
-        if Origin::read(&dir.join("origin"), &new.layer).is_ok() {
-            return Ok(());
+        if let Ok(stored) = Origin::read(&dir.join("origin"), &new.layer) {
+            if !proof::is_quarantined(&dir) {
+                return Ok(());
+            }
+            refuse_again(new, stored.ztoc())?;
+            self.remove(&new.layer)?;
         }
         let ztoc = decode(&new.layer, &new.ztoc, &new.bytes)?;
         check(&new.layer, new.size, ztoc.spans())?;
@@ -313,6 +363,9 @@ impl Shared {
         }
         let dir = self.dir(&layer);
         let (ztoc, bytes) = read_ztoc(&dir, &layer)?;
+        if proof::is_quarantined(&dir) {
+            return Err(LayerError::Quarantined { layer, ztoc });
+        }
         let (toc, spans) = decode(&layer, &ztoc, &bytes)?.into_parts();
         drop(bytes);
         check(&layer, None, &spans)?;
@@ -374,6 +427,17 @@ fn io_error(path: &Path, source: io::Error) -> LayerError {
         path: path.to_owned(),
         source: Arc::new(source),
     }
+}
+
+/// A quarantined layer may be stored anew by another zTOC.
+fn refuse_again(new: &NewLayer, stored: Digest) -> Result<(), LayerError> {
+    if new.ztoc != stored {
+        return Ok(());
+    }
+    Err(LayerError::Quarantined {
+        layer: new.layer,
+        ztoc: stored,
+    })
 }
 
 fn decode(layer: &Digest, ztoc: &Digest, bytes: &[u8]) -> Result<Ztoc, LayerError> {

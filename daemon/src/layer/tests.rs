@@ -28,6 +28,7 @@ mod early;
 mod evict;
 mod fill;
 mod model;
+mod proof;
 
 /// What the scripted source does instead of answering well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
