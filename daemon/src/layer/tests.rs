@@ -193,6 +193,7 @@ pub(super) struct Node {
 pub(super) fn options() -> LayerOptions {
     LayerOptions {
         readahead: false,
+        straggler: Duration::from_secs(3600),
         ..LayerOptions::default()
     }
 }
