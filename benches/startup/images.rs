@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use integration::command::{command, run};
 use integration::debian::{self, Step};
 use integration::host::{Indexing, convert};
@@ -161,17 +161,13 @@ fn install(packages: &str, python: &str, dir: &Path) -> Result<()> {
 fn python_of(layers: &[PathBuf]) -> Result<String> {
     for layer in layers.iter().rev() {
         let names = run(command("tar").arg("-tzf").arg(layer))?;
-        let versions = names
+        let mut versions = names
             .lines()
             .filter_map(|name| name.strip_prefix("./usr/bin/python"));
         let exact = |version: &&str| version.contains('.') && !version.contains('-');
-        if let Some(version) = versions.filter(exact).next() {
+        if let Some(version) = versions.find(exact) {
             return Ok(version.to_owned());
         }
     }
-    ensure!(
-        false,
-        "no layer below has a python: put {{ apt = \"python3\" }} in front"
-    );
-    unreachable!("ensured")
+    bail!("no layer below has a python: put {{ apt = \"python3\" }} in front")
 }
