@@ -1,6 +1,6 @@
 //! The layers of a daemon as its configuration file wants them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result};
 use fuse::MountOptions;
 use tokio::runtime::Handle;
 
-use super::{ImageLayers, ImageOptions, Sources};
-use crate::config::{Config, ContentStoreKind, HostConfig, MirrorConfig};
+use super::{ImageLayers, ImageOptions, PullOptions, Sources, WholeImages};
+use crate::config::{Config, ContentStoreKind, HostConfig, MirrorConfig, ParallelPullConfig};
 use crate::containerd::Containerd;
 use crate::content::{ContainerdStore, ContentStore, OciLayoutStore};
 use crate::discovery::{Discovery, Modes};
@@ -55,8 +55,11 @@ impl ImageLayers {
             registry,
             content,
             discovery,
+            containerd: containerd(config),
         };
-        Ok(Self::new(sources, layers, views, images(config)))
+        let staging = root.join("unpack");
+        Self::new(sources, layers, views, &staging, images(config))
+            .with_context(|| format!("cannot prepare {}", staging.display()))
     }
 }
 
@@ -68,6 +71,12 @@ fn content(root: &Path, config: &Config) -> Result<Arc<dyn ContentStore>> {
             Arc::new(ContainerdStore::new(Containerd::new(address, NAMESPACE)?))
         }
     })
+}
+
+/// Where containerd can be asked for what it has.
+fn containerd(config: &Config) -> Option<PathBuf> {
+    let address = &config.content_store.containerd_address;
+    (!address.is_empty()).then(|| PathBuf::from(address))
 }
 
 fn registry(config: &Config) -> RegistryConfig {
@@ -126,6 +135,55 @@ fn images(config: &Config) -> ImageOptions {
             0 => defaults.prepare_timeout,
             seconds => Duration::from_secs(seconds),
         },
+        whole: whole(&config.pull_modes.parallel_pull_unpack),
+        pull: PullOptions {
+            ingest: !config
+                .pull_modes
+                .parallel_pull_unpack
+                .discard_unpacked_layers
+                && config.content_store.kind == ContentStoreKind::Containerd,
+            ..pull(&config.pull_modes.parallel_pull_unpack)
+        },
+        ..defaults
+    }
+}
+
+fn whole(config: &ParallelPullConfig) -> WholeImages {
+    match (config.enable, config.experimental_parallel_pull_as_fallback) {
+        (true, _) => WholeImages::All,
+        (false, true) => WholeImages::Unindexed,
+        (false, false) => WholeImages::Never,
+    }
+}
+
+fn pull(config: &ParallelPullConfig) -> PullOptions {
+    let defaults = PullOptions::default();
+    // A negative number leaves it to us.
+    let limit = |wanted: i64, ours: usize| usize::try_from(wanted).unwrap_or(ours);
+    let downloads_per_image = limit(
+        config.max_concurrent_downloads_per_image,
+        defaults.downloads_per_image,
+    );
+    let unpacks_per_image = limit(
+        config.max_concurrent_unpacks_per_image,
+        defaults.unpacks_per_image,
+    );
+    let ours = |of_all: usize, per_image: usize| of_all.max(per_image);
+    PullOptions {
+        chunk: match &config.concurrent_download_chunk_size {
+            size if size.is_empty() => defaults.chunk,
+            size => Some(size.bytes).filter(|bytes| *bytes > 0),
+        },
+        downloads: limit(
+            config.max_concurrent_downloads,
+            ours(defaults.downloads, downloads_per_image),
+        ),
+        unpacks: limit(
+            config.max_concurrent_unpacks,
+            ours(defaults.unpacks, unpacks_per_image),
+        ),
+        downloads_per_image,
+        unpacks_per_image,
         ..defaults
     }
 }
