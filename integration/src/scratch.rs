@@ -13,6 +13,8 @@ use nix::unistd::Pid;
 use parking_lot::Mutex;
 use procfs::process::{Process, all_processes};
 
+use crate::link;
+
 /// Those of this process, for [`interrupt`].
 static LIVE: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 /// What the names of all of them begin with.
@@ -143,6 +145,7 @@ pub fn sweep(dir: &Path) -> Result<()> {
             .with_context(|| format!("cannot unmount {}", point.display()))?;
     }
     remove_namespace(&name(dir));
+    link::remove(&name(dir));
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),
