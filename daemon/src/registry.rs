@@ -40,7 +40,7 @@ pub use blob::Blob;
 pub use config::{HttpConfig, Mirror, RegistryConfig, TlsConfig};
 pub use credentials::{
     CredentialError, CredentialProvider, CredentialQuery, Credentials, DockerConfig,
-    FixedCredentials,
+    FixedCredentials, KubeletProviders,
 };
 pub(crate) use descriptor::digest_text;
 pub use descriptor::{Descriptor, Resolved, media_type};

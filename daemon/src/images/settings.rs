@@ -15,7 +15,8 @@ use crate::content::{ContainerdStore, ContentStore, OciLayoutStore};
 use crate::discovery::{Discovery, Modes};
 use crate::layer::{LayerOptions, LayerStore};
 use crate::registry::{
-    CredentialProvider, DockerConfig, HttpConfig, Mirror, Registry, RegistryConfig,
+    CredentialProvider, DockerConfig, HttpConfig, KubeletProviders, Mirror, Registry,
+    RegistryConfig,
 };
 use crate::view::Views;
 
@@ -35,9 +36,21 @@ impl ImageLayers {
     /// # Errors
     /// What cannot be opened, or which setting is wrong.
     pub fn start(root: &Path, config: &Config) -> Result<Self> {
+        Self::start_with(root, config, Vec::new())
+    }
+
+    /// The same with further sources of credentials, asked after those of the configuration file.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(
+        root: &Path,
+        config: &Config,
+        credentials: Vec<Arc<dyn CredentialProvider>>,
+    ) -> Result<Self> {
         let runtime = Handle::current();
-        let registry =
-            Registry::new(registry(config)).context("cannot set up the registry client")?;
+        let registry = Registry::new(registry(config, credentials))
+            .context("cannot set up the registry client")?;
         let content = content(root, config)?;
         let modes = Modes {
             v1: config.pull_modes.soci_v1.enable,
@@ -79,16 +92,38 @@ fn containerd(config: &Config) -> Option<PathBuf> {
     (!address.is_empty()).then(|| PathBuf::from(address))
 }
 
-fn registry(config: &Config) -> RegistryConfig {
-    let docker =
-        DockerConfig::from_env().map(|docker| Arc::new(docker) as Arc<dyn CredentialProvider>);
+/// Sources of credentials, in the order in which they are asked.
+fn credentials(config: &Config) -> Vec<Arc<dyn CredentialProvider>> {
+    let mut all: Vec<Arc<dyn CredentialProvider>> = Vec::new();
+    if let Some(docker) = DockerConfig::from_env() {
+        all.push(Arc::new(docker));
+    }
+    let kubelet = &config.kubelet_keychain;
+    if !kubelet.config_path.is_empty() {
+        let (path, programs) = (&kubelet.config_path, &kubelet.bin_dir);
+        all.push(Arc::new(KubeletProviders::new(
+            path.into(),
+            programs.into(),
+        )));
+    }
+    all
+}
+
+fn registry(config: &Config, more: Vec<Arc<dyn CredentialProvider>>) -> RegistryConfig {
     let hosts = config.resolver.host.iter();
+    let dirs = config.resolver.config_path.split(':');
+    let mut credentials = credentials(config);
+    credentials.extend(more);
     RegistryConfig {
+        hosts_dirs: dirs
+            .filter(|dir| !dir.is_empty())
+            .map(PathBuf::from)
+            .collect(),
         mirrors: hosts
             .map(|(host, known)| (host.clone(), mirrors(known)))
             .collect(),
         http: http(config),
-        credentials: docker.into_iter().collect(),
+        credentials,
         ..RegistryConfig::default()
     }
 }
@@ -214,7 +249,7 @@ mod tests {
             request_timeout_sec = -1
             "#,
         );
-        let registry = registry(&config);
+        let registry = registry(&config, Vec::new());
         assert_eq!(registry.http.max_retries, 3);
         let mirror = &registry.mirrors["registry.test"][0];
         assert_eq!((&*mirror.host, mirror.insecure), ("mirror.test:5000", true));
