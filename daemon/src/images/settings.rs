@@ -18,6 +18,7 @@ use crate::registry::{
     CredentialProvider, DockerConfig, HttpConfig, Mirror, Registry, RegistryConfig,
 };
 use crate::view::Views;
+use crate::view::keeper::Keep;
 
 /// The containerd namespace whose content store is used; SOCI artifacts are stored there by
 /// `soci --namespace`.
@@ -29,12 +30,13 @@ const VERIFICATION_RETRIES: u32 = 2;
 const NO_LIMIT: Duration = Duration::from_secs(1 << 30);
 
 impl ImageLayers {
-    /// Layers kept under `root`, as `config` wants them. Takes off the mounts of an earlier daemon. Must be
-    /// called within a runtime, which everything runs on.
+    /// Layers kept under `root`, as `config` wants them, with the descriptors of their views kept by `keeper`.
+    /// What an earlier daemon mounted is there until it is [adopted](Self::adopt). Must be called within
+    /// a runtime, which everything runs on.
     ///
     /// # Errors
     /// What cannot be opened, or which setting is wrong.
-    pub fn start(root: &Path, config: &Config) -> Result<Self> {
+    pub fn start(root: &Path, config: &Config, keeper: Arc<dyn Keep>) -> Result<Self> {
         let runtime = Handle::current();
         let registry =
             Registry::new(registry(config)).context("cannot set up the registry client")?;
@@ -49,7 +51,7 @@ impl ImageLayers {
         let views = root.join("views");
         let mut options = MountOptions::new(root);
         options.log_operations = config.fuse.log_fuse_operations || config.debug;
-        let views = Views::start(&views, options, runtime)
+        let views = Views::start_kept(&views, options, runtime, keeper)
             .with_context(|| format!("cannot prepare {}", views.display()))?;
         let sources = Sources {
             registry,
@@ -173,7 +175,7 @@ mod tests {
     async fn the_defaults_start_on_an_empty_root_and_again_on_the_same() {
         let root = tempfile::tempdir().unwrap();
         for _ in 0..2 {
-            ImageLayers::start(root.path(), &parsed(""))
+            ImageLayers::start(root.path(), &parsed(""), Arc::new(crate::view::keeper::Nobody))
                 .unwrap()
                 .stop()
                 .await;
