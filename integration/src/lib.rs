@@ -20,6 +20,7 @@ pub mod registry;
 pub mod scratch;
 pub mod service;
 pub mod snapshotter;
+pub mod soak;
 pub mod tamper;
 pub mod walk;
 

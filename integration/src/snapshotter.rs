@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use nix::sys::signal::Signal;
@@ -46,6 +47,16 @@ impl Snapshotter {
         let (dir, socket, metrics) = (self.dir.clone(), self.socket.clone(), self.metrics);
         drop(self);
         Self::start_again(&dir, &socket, metrics)
+    }
+
+    /// Like [`Self::restart`], and says how long the new process took until it listened.
+    pub fn end_and_start(mut self, signal: Signal) -> Result<(Self, Duration)> {
+        self.service.stop(signal)?;
+        let (dir, socket, metrics) = (self.dir.clone(), self.socket.clone(), self.metrics);
+        drop(self);
+        let start = Instant::now();
+        let started = Self::start_again(&dir, &socket, metrics)?;
+        Ok((started, start.elapsed()))
     }
 
     fn start_again(dir: &Path, socket: &Path, metrics: u16) -> Result<Self> {
