@@ -15,6 +15,7 @@ pub mod distribution;
 pub mod golden;
 pub mod host;
 pub mod image;
+pub mod manager;
 pub mod push;
 pub mod registry;
 pub mod scratch;
