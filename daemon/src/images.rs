@@ -164,6 +164,30 @@ impl ImageLayers {
         &self.views
     }
 
+    /// Goes on with the mounted views of the daemon before this one. Answers how many.
+    ///
+    /// # Errors
+    /// The directory of views cannot be read.
+    pub async fn adopt(&self) -> io::Result<usize> {
+        let opener = self.opener();
+        let opener = &opener;
+        // No network: a daemon that starts must not depend on a registry.
+        let open = |layer: LazyLayer| async move {
+            let opened = opener.open_from_disk(&layer).await;
+            let opened = opened.map_err(|error| failed(&layer, &error.to_string()))?;
+            Ok(shown(opened))
+        };
+        self.views.adopt(open).await
+    }
+
+    fn opener(&self) -> Opener {
+        Opener {
+            registry: self.registry.clone(),
+            layers: self.layers.clone(),
+            ztocs: self.ztocs.clone(),
+        }
+    }
+
     /// Gives up all fetches. Views go on showing what is local.
     pub async fn stop(&self) {
         self.ztocs.stop().await;
@@ -299,11 +323,7 @@ impl Images for ImageLayers {
         below: &[PathBuf],
     ) -> Result<Arc<dyn MountedView>, MountError> {
         let open = || {
-            let opener = Opener {
-                registry: self.registry.clone(),
-                layers: self.layers.clone(),
-                ztocs: self.ztocs.clone(),
-            };
+            let opener = self.opener();
             let wanted = run.layers.clone();
             async move {
                 let opened = wanted.iter().map(|layer| opener.open(layer));
@@ -311,6 +331,21 @@ impl Images for ImageLayers {
             }
         };
         self.views.mount(run, below, open).await
+    }
+
+    fn mounted(&self, run: &LazyRun, below: &[PathBuf]) -> Option<Arc<dyn MountedView>> {
+        self.views.mounted(run, below)
+    }
+
+    fn settle(&self) {
+        let unused = self.views.settle();
+        if unused > 0 {
+            tracing::info!(unused, "unmounting adopted views that no snapshot needs");
+        }
+    }
+
+    async fn close(&self) {
+        self.views.close().await;
     }
 
     async fn collect(&self, live: &BTreeSet<Digest>) {
@@ -341,10 +376,7 @@ impl Opener {
             opened => opened,
         };
         let layer = opened.map_err(|error| failed(wanted, &error.to_string()))?;
-        Ok(fuse::Layer {
-            tree: Arc::clone(layer.tree()),
-            content: layer,
-        })
+        Ok(shown(layer))
     }
 
     async fn open_from_disk(&self, wanted: &LazyLayer) -> Result<Arc<Layer>, LayerError> {
@@ -354,6 +386,14 @@ impl Opener {
             Arc::new(blob) as Arc<dyn BlobSource>
         };
         self.layers.open(digest, image.to_string(), source).await
+    }
+}
+
+/// A layer as a view shows it.
+fn shown(layer: Arc<Layer>) -> fuse::Layer {
+    fuse::Layer {
+        tree: Arc::clone(layer.tree()),
+        content: layer,
     }
 }
 

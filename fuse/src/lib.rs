@@ -20,5 +20,7 @@ mod xattr;
 
 pub use crate::counters::{Counters, Operation};
 pub use crate::merge::{Layer, View};
-pub use crate::session::{KernelOffer, MountOptions, OfferError, Session, adopt, detach, mount};
+pub use crate::session::{
+    KernelOffer, MountOptions, OfferError, Session, adopt, detach, device_number_at, mount,
+};
 pub use crate::tree::LayerTree;

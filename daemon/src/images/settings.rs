@@ -19,6 +19,7 @@ use crate::registry::{
     RegistryConfig,
 };
 use crate::view::Views;
+use crate::view::keeper::Keep;
 
 /// The containerd namespace whose content store is used; SOCI artifacts are stored there by
 /// `soci --namespace`.
@@ -30,22 +31,17 @@ const VERIFICATION_RETRIES: u32 = 2;
 const NO_LIMIT: Duration = Duration::from_secs(1 << 30);
 
 impl ImageLayers {
-    /// Layers kept under `root`, as `config` wants them. Takes off the mounts of an earlier daemon. Must be
-    /// called within a runtime, which everything runs on.
+    /// Layers kept under `root`, as `config` wants them, with the descriptors of their views kept by `keeper`.
+    /// What an earlier daemon mounted is there until it is [adopted](Self::adopt). Must be called within
+    /// a runtime, which everything runs on. `credentials` are further sources of them, asked after those of the
+    /// configuration file.
     ///
     /// # Errors
     /// What cannot be opened, or which setting is wrong.
-    pub fn start(root: &Path, config: &Config) -> Result<Self> {
-        Self::start_with(root, config, Vec::new())
-    }
-
-    /// The same with further sources of credentials, asked after those of the configuration file.
-    ///
-    /// # Errors
-    /// As [`Self::start`].
-    pub fn start_with(
+    pub fn start(
         root: &Path,
         config: &Config,
+        keeper: Arc<dyn Keep>,
         credentials: Vec<Arc<dyn CredentialProvider>>,
     ) -> Result<Self> {
         let runtime = Handle::current();
@@ -62,7 +58,7 @@ impl ImageLayers {
         let views = root.join("views");
         let mut options = MountOptions::new(root);
         options.log_operations = config.fuse.log_fuse_operations || config.debug;
-        let views = Views::start(&views, options, runtime)
+        let views = Views::start_kept(&views, options, runtime, keeper)
             .with_context(|| format!("cannot prepare {}", views.display()))?;
         let sources = Sources {
             registry,
@@ -266,7 +262,8 @@ mod tests {
     async fn the_defaults_start_on_an_empty_root_and_again_on_the_same() {
         let root = tempfile::tempdir().unwrap();
         for _ in 0..2 {
-            ImageLayers::start(root.path(), &parsed(""))
+            let keeper = Arc::new(crate::view::keeper::Nobody);
+            ImageLayers::start(root.path(), &parsed(""), keeper, Vec::new())
                 .unwrap()
                 .stop()
                 .await;
