@@ -1,18 +1,24 @@
 //! `soci`: makes, converts, pushes and shows SOCI artifacts, and pulls images lazily.
 
 mod blobs;
+mod completion;
 mod convert;
 mod create;
 mod duration;
 mod image;
 mod index;
 mod layers;
+mod member;
 mod options;
+mod prefetch_command;
 mod progress;
 mod push;
+mod rebuild;
 mod rpull;
 mod session;
 mod table;
+mod trace_file;
+mod wanted;
 mod ztoc_command;
 
 use std::process::ExitCode;
@@ -92,7 +98,11 @@ async fn dispatch(cli: Cli) -> Result<()> {
         Command::Push(arguments) => push::run(globals, arguments).await,
         Command::Index(command) => index::run(globals, command).await,
         Command::Ztoc(command) => ztoc_command::run(globals, command).await,
+        Command::Prefetch(command) => prefetch_command::run(globals, command).await,
+        Command::RebuildDb => rebuild::run(globals).await,
         Command::Rpull(arguments) => rpull::run(globals, arguments).await,
+        Command::Completion(arguments) => completion::completion(&arguments),
+        Command::Manual(arguments) => completion::manual(&arguments),
     }
 }
 

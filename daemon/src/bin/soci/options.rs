@@ -9,7 +9,7 @@ use daemon::registry::{DockerConfig, FixedCredentials, RegistryConfig, TlsConfig
 use ztoc::SpanSize;
 use ztoc::index::Platform;
 
-use crate::{convert, create, index, push, rpull, ztoc_command};
+use crate::{completion, convert, create, index, prefetch_command, push, rpull, ztoc_command};
 
 /// Make and use SOCI (Seekable OCI) artifacts, so that containers start before their image is
 /// downloaded.
@@ -37,8 +37,18 @@ pub(crate) enum Command {
     /// Build, list and show zTOCs, and read files of layers through them
     #[command(subcommand)]
     Ztoc(ztoc_command::Command),
+    /// List and show the spans that are fetched first
+    #[command(subcommand)]
+    Prefetch(prefetch_command::Command),
+    /// Make the records of artifacts anew from the content store
+    RebuildDb,
     /// Pull an image lazily into containerd, of any version
     Rpull(rpull::Arguments),
+    /// Print completions for a shell
+    Completion(completion::Completion),
+    /// Write manual pages
+    #[command(name = "man")]
+    Manual(completion::Manual),
 }
 
 #[derive(Debug, Clone, Args)]
@@ -58,6 +68,9 @@ pub(crate) struct Globals {
     /// Log what is done to standard error
     #[arg(long, global = true)]
     pub(crate) debug: bool,
+    /// Print results as JSON: one value, or one for each line of a command that goes on
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
     /// Where SOCI artifacts are kept; the daemon must be set to the same
     #[arg(long, global = true, value_enum, default_value = "containerd")]
     pub(crate) content_store: StoreChoice,
@@ -140,12 +153,16 @@ pub(crate) struct RegistryArguments {
     /// Key of the client certificate (PEM)
     #[arg(long, value_name = "FILE", requires = "tlscert")]
     tlskey: Option<PathBuf>,
+    /// Directories of <HOST>/hosts.toml, as containerd has them; repeat it or separate by commas
+    #[arg(long, value_delimiter = ',', value_name = "DIR")]
+    hosts_dir: Vec<PathBuf>,
 }
 
 impl RegistryArguments {
     pub(crate) fn config(&self) -> anyhow::Result<RegistryConfig> {
         let mut config = RegistryConfig {
             plain_http: self.plain_http,
+            hosts_dirs: self.hosts_dir.clone(),
             tls: TlsConfig {
                 ca_file: self.tlscacert.clone(),
                 cert_file: self.tlscert.clone(),

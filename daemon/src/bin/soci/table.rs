@@ -3,6 +3,8 @@
 
 use std::io::{self, Write};
 
+use serde::Serialize;
+
 const PADDING: usize = 4;
 const MIN_WIDTH: usize = 8;
 
@@ -11,6 +13,13 @@ pub(crate) fn print<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> 
     io::stdout()
         .lock()
         .write_all(format(header, rows).as_bytes())
+}
+
+/// Prints a value as indented JSON.
+pub(crate) fn print_json<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<()> {
+    let mut text = serde_json::to_vec_pretty(value)?;
+    text.push(b'\n');
+    Ok(io::stdout().lock().write_all(&text)?)
 }
 
 fn format<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
