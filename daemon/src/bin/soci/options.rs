@@ -9,7 +9,10 @@ use daemon::registry::{DockerConfig, FixedCredentials, RegistryConfig, TlsConfig
 use ztoc::SpanSize;
 use ztoc::index::Platform;
 
-use crate::{completion, convert, create, index, prefetch_command, push, rpull, ztoc_command};
+use crate::{
+    act, completion, convert, create, index, inspect, prefetch_command, push, rpull, trace,
+    ztoc_command,
+};
 
 /// Make and use SOCI (Seekable OCI) artifacts, so that containers start before their image is
 /// downloaded.
@@ -44,6 +47,20 @@ pub(crate) enum Command {
     RebuildDb,
     /// Pull an image lazily into containerd, of any version
     Rpull(rpull::Arguments),
+    /// Look into the running snapshotter: what is mounted, what is local, who waited for what
+    Inspect(inspect::Arguments),
+    /// Follow faults and prepared layers as they happen
+    Events,
+    /// Record what a container reads, in order, for create --prefetch-from
+    Trace(trace::Arguments),
+    /// Fetch all that is missing of mounted views, so that no registry is needed any more
+    Drain(act::Views),
+    /// Have files of a mounted view fetched
+    Fetch(act::Fetch),
+    /// Compare the cached bytes of mounted views with their checksums
+    Verify(act::Views),
+    /// Remove what no snapshot needs
+    Gc,
     /// Print completions for a shell
     Completion(completion::Completion),
     /// Write manual pages
@@ -62,6 +79,10 @@ pub(crate) struct Globals {
     #[arg(long, short, global = true, env = "CONTAINERD_NAMESPACE",
         default_value = containerd::DEFAULT_NAMESPACE, value_name = "NAME")]
     pub(crate) namespace: String,
+    /// The snapshotter's socket; its control socket lies beside it
+    #[arg(long, global = true, env = "SOCI_SNAPSHOTTER_ADDRESS",
+        default_value = daemon::app::socket::DEFAULT_ADDRESS, value_name = "SOCKET")]
+    pub(crate) snapshotter_address: PathBuf,
     /// Give up after this time, such as 30s or 5m; 0 is never
     #[arg(long, global = true, default_value = "0", value_parser = crate::duration::parse)]
     pub(crate) timeout: Duration,

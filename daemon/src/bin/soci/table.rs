@@ -22,7 +22,8 @@ pub(crate) fn print_json<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<()>
     Ok(io::stdout().lock().write_all(&text)?)
 }
 
-fn format<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
+/// `rows` under `header`, as text.
+pub(crate) fn format<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
     let all =
         || std::iter::once(header).chain(rows.iter().map(|row| row.each_ref().map(String::as_str)));
     let mut widths = [0; N];
