@@ -82,7 +82,7 @@ fn a_running_container_is_seen_with_its_image_its_layers_and_what_is_local() {
         &host,
         &published.reference,
         "eyes",
-        "cat /greeting; head -c 1 /large",
+        "cat /greeting; head -c 1 /large >/dev/null",
     );
 
     let all = json(&soci, &["inspect"]);
@@ -159,7 +159,7 @@ fn files_that_were_read_are_listed_and_a_path_is_explained_wherever_it_comes_fro
     let host = Host::start(ON_DEMAND).unwrap();
     let soci = host.soci().unwrap();
     let published = pulled(&host);
-    let script = "cat /greeting; head -c 1 /large >/dev/null; echo mine >/tmp-file; rm /bin/true";
+    let script = "cat /greeting; head -c 1 /large >/dev/null; echo mine >/tmp-file; rm /greeting";
     let running = Running::start(&host, &published.reference, "eyes", script);
 
     let files = json(&soci, &["inspect", "eyes", "--files"]);
@@ -193,7 +193,7 @@ fn files_that_were_read_are_listed_and_a_path_is_explained_wherever_it_comes_fro
         assert_eq!(pair[0]["uncompressed"][1], pair[1]["uncompressed"][0]);
     }
     assert_eq!(explain("/tmp-file")["provider"], "container");
-    assert_eq!(explain("/bin/true")["provider"], "deleted");
+    assert_eq!(explain("/greeting")["provider"], "deleted");
     assert_eq!(explain("/bin")["kind"], "dir");
     let nothing = fail(
         soci.command()
