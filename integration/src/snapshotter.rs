@@ -192,6 +192,8 @@ impl Snapshotter {
 pub struct Soci {
     root: PathBuf,
     containerd: Option<(PathBuf, String)>,
+    /// Where our daemon listens, or would.
+    snapshotter: PathBuf,
 }
 
 impl Soci {
@@ -200,6 +202,7 @@ impl Soci {
         Ok(Self {
             root: scratch.dir("soci-cli")?,
             containerd: None,
+            snapshotter: PathBuf::from("/nonexistent/soci.sock"),
         })
     }
 
@@ -209,6 +212,7 @@ impl Soci {
         Ok(Self {
             root: scratch.dir("soci-cli")?,
             containerd: Some((containerd.socket(), namespace)),
+            snapshotter: containerd.snapshotter_socket(),
         })
     }
 
@@ -216,6 +220,7 @@ impl Soci {
     pub fn command(&self) -> Result<Command> {
         let mut soci = command(binary("soci")?);
         soci.arg("--root").arg(&self.root);
+        soci.arg("--snapshotter-address").arg(&self.snapshotter);
         match &self.containerd {
             Some((socket, namespace)) => {
                 soci.arg("--address")
