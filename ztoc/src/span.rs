@@ -8,7 +8,7 @@ use std::ops::Range;
 pub use self::inflate::{SpanBuffer, SpanDecoder};
 use crate::checkpoint::{Checkpoint, WINDOW_LEN, Zinfo, ZinfoVersion};
 use crate::digest::Digest;
-use crate::error::{SpansError, VerifyError};
+use crate::error::{SpansError, VerifyError, WindowError};
 use crate::unit::{ByteLen as _, CompressedOffset, SpanId, SpanSize, UncompressedOffset};
 use crate::ztoc::Compression;
 
@@ -192,13 +192,29 @@ impl SpanTable {
     /// Writes the [`WINDOW_LEN`] uncompressed bytes in front of a span, as far as they exist, behind
     /// zeros. All zeros for a plain tar. Panics if `into` has another length, or if `span` is not
     /// below [`Self::count`].
-    pub fn write_window(&self, span: SpanId, into: &mut [u8]) {
+    ///
+    /// # Errors
+    ///
+    /// Only of windows that were left in their zTOC ([`crate::Ztoc::decode_lean`]).
+    pub fn write_window(&self, span: SpanId, into: &mut [u8]) -> Result<(), WindowError> {
         assert_eq!(into.len(), WINDOW_LEN);
         assert!(span.0 < self.count(), "no span {span}");
         match &self.zinfo {
             Zinfo::Gzip(zinfo) => zinfo.write_window(span.0 as usize, into),
-            Zinfo::Tar(_) => into.fill(0),
+            Zinfo::Tar(_) => {
+                into.fill(0);
+                Ok(())
+            }
         }
+    }
+
+    /// Bytes of memory that the table takes, as far as they depend on the number of spans.
+    pub fn memory(&self) -> usize {
+        let checkpoints = match &self.zinfo {
+            Zinfo::Gzip(zinfo) => zinfo.memory(),
+            Zinfo::Tar(_) => 0,
+        };
+        checkpoints + self.digests.capacity() * size_of::<Digest>()
     }
 
     /// The compressed bytes of a span. Neighbours overlap by one byte where a checkpoint

@@ -108,7 +108,7 @@ impl<B: AsRef<[u8]>> VerifiedSpan<'_, B> {
         let place = buffer.borrow_mut();
         place.grow(0, usize::try_from(range.byte_len()).unwrap_or(usize::MAX));
         self.table
-            .write_window(self.id, &mut place.bytes[..WINDOW_LEN]);
+            .write_window(self.id, &mut place.bytes[..WINDOW_LEN])?;
         Ok(SpanDecoder {
             id: self.id,
             compression: self.table.compression(),

@@ -1,15 +1,17 @@
-//! Spans decoded in steps, on several threads, with a lent or an own buffer.
+//! Spans decoded in steps, on several threads, with a lent or an own buffer; windows in memory and
+//! left in the zTOC.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::io::Write as _;
-use std::sync::Arc;
+use std::io::{self, Write as _};
+use std::sync::{Arc, Mutex};
 
 use flate2::write::GzEncoder;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use ztoc::builder::{self, BuildOptions};
-use ztoc::error::InflateError;
+use ztoc::checkpoint::ZtocBytes;
+use ztoc::error::{InflateError, WindowError};
 use ztoc::unit::{ByteLen as _, SpanId, UncompressedOffset};
 use ztoc::{CompressedSpan, Compression, SpanBuffer, SpanDecoder, SpanSize, Ztoc};
 
@@ -197,4 +199,80 @@ fn with_digest_of(ztoc: &Ztoc, good: &[u8], bad: &[u8]) -> Ztoc {
         .unwrap();
     bytes[at..at + new.len()].copy_from_slice(&new);
     Ztoc::decode(&bytes).unwrap()
+}
+
+/// A zTOC's bytes as a disk keeps them: well, or not.
+#[derive(Debug, Default)]
+struct Disk(Mutex<Vec<u8>>);
+
+impl ZtocBytes for Disk {
+    fn read_exact_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
+        let bytes = self.0.lock().unwrap();
+        let found = bytes.get(at(offset)..at(offset) + into.len());
+        into.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+}
+
+#[test]
+fn windows_left_in_the_ztoc_are_read_from_it_and_take_no_memory() {
+    let tar = archive(17, 900_000);
+    let layer = gzip(&tar, usize::MAX);
+    let held = build(Compression::Gzip, &layer, 100_000);
+    let bytes = held.encode();
+    let disk = Arc::new(Disk(bytes.clone().into()));
+    let (toc, spans) = Ztoc::decode_lean(&bytes, disk.clone()).unwrap();
+    drop(bytes);
+    assert_eq!(&toc, held.toc());
+    let per_span = spans.memory() / spans.ids().count();
+    assert!(per_span < 100, "{per_span} bytes a span");
+    assert!(spans.count() > 3);
+    assert!(held.spans().memory() > spans.ids().count() * 32 * 1024);
+    let mut buffer = SpanBuffer::new();
+    for id in spans.ids() {
+        let (mut expected, mut window) = (vec![0; 32 * 1024], vec![1; 32 * 1024]);
+        held.spans().write_window(id, &mut expected).unwrap();
+        spans.write_window(id, &mut window).unwrap();
+        assert!(window == expected, "{id}");
+        let (from, to) = (spans.compressed(id), spans.uncompressed(id));
+        let verified = CompressedSpan::new(id, &layer[at(from.start.0)..at(from.end.0)])
+            .verify(&spans)
+            .unwrap();
+        assert!(verified.inflate(&mut buffer).unwrap() == &tar[at(to.start.0)..at(to.end.0)]);
+    }
+}
+
+#[test]
+fn a_window_that_changed_or_is_gone_is_an_error_of_its_span_only() {
+    let tar = archive(19, 1_500_000);
+    let layer = gzip(&tar, usize::MAX);
+    let bytes = build(Compression::Gzip, &layer, 100_000).encode();
+    let disk = Arc::new(Disk(bytes.clone().into()));
+    let (_, spans) = Ztoc::decode_lean(&bytes, disk.clone()).unwrap();
+    let inflate = |id: u32| {
+        let range = spans.compressed(SpanId(id));
+        let bytes = &layer[at(range.start.0)..at(range.end.0)];
+        let verified = CompressedSpan::new(SpanId(id), bytes)
+            .verify(&spans)
+            .unwrap();
+        verified.inflate(&mut SpanBuffer::new()).map(<[u8]>::len)
+    };
+    // A byte of the window of span 1, found by its content.
+    let mut window = vec![0; 32 * 1024];
+    spans.write_window(SpanId(1), &mut window).unwrap();
+    let place = bytes
+        .windows(window.len())
+        .position(|bytes| bytes == window)
+        .unwrap();
+    disk.0.lock().unwrap()[place + 77] ^= 1;
+    let changed = WindowError::Changed {
+        offset: place as u64,
+    };
+    assert_eq!(inflate(1), Err(InflateError::Window(changed)));
+    assert!(inflate(0).is_ok() && inflate(2).is_ok());
+    disk.0.lock().unwrap()[place + 77] ^= 1;
+    assert!(inflate(1).is_ok());
+    disk.0.lock().unwrap().truncate(place + 100);
+    let gone = WindowError::Read(io::ErrorKind::UnexpectedEof);
+    assert_eq!(inflate(1), Err(InflateError::Window(gone)));
 }
