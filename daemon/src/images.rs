@@ -89,7 +89,7 @@ pub struct ImageLayers {
     registry: Registry,
     discovery: Discovery,
     ztocs: Ztocs,
-    manifests: Manifests,
+    manifests: Arc<Manifests>,
     pulls: Pulls,
     layers: LayerStore,
     views: Views,
@@ -144,7 +144,7 @@ impl ImageLayers {
                 layers.clone(),
                 options.concurrent_ztocs,
             ),
-            manifests: Manifests::new(registry.clone(), Arc::clone(&node)),
+            manifests: Arc::new(Manifests::new(registry.clone(), Arc::clone(&node))),
             pulls: Pulls::start(staging, registry.clone(), node, pull)?,
             options,
             registry,
@@ -294,7 +294,12 @@ impl Images for ImageLayers {
             }))
         });
         let (unpacked, reason) = match verdict {
-            Ok(()) => return Prepared::Lazy,
+            Ok(()) => {
+                let (manifests, of) = (Arc::clone(&self.manifests), request.clone());
+                let diff_id = async move { manifests.diff_id(&of).await };
+                self.layers.expect(request.layer, diff_id);
+                return Prepared::Lazy;
+            }
             Err(Verdict::Defer(reason)) => (false, reason),
             Err(Verdict::Whole(reason)) => {
                 let ours = self.options.whole != WholeImages::Never;
@@ -330,7 +335,10 @@ impl Images for ImageLayers {
                 futures::future::try_join_all(opened).await
             }
         };
-        self.views.mount(run, below, open).await
+        let view = self.views.mount(run, below, open).await?;
+        let digests: Vec<Digest> = run.layers.iter().map(|layer| layer.digest).collect();
+        self.layers.fill_up(&digests);
+        Ok(view)
     }
 
     fn mounted(&self, run: &LazyRun, below: &[PathBuf]) -> Option<Arc<dyn MountedView>> {
