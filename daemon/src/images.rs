@@ -300,11 +300,7 @@ impl Images for ImageLayers {
         let (unpacked, reason) = match verdict {
             Ok(()) => {
                 let (manifests, of) = (Arc::clone(&self.manifests), request.clone());
-                let diff_id = async move {
-                    let layers = manifests.layers(&of).await?;
-                    let of = layers.into_iter().find(|layer| layer.digest == of.layer);
-                    of?.diff_id
-                };
+                let diff_id = async move { manifests.diff_id(&of).await };
                 self.layers.expect(request.layer, diff_id);
                 return Prepared::Lazy;
             }

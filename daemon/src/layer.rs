@@ -160,14 +160,6 @@ impl Layer {
         self.flights.present()
     }
 
-    /// Has everything that is missing fetched behind whatever anybody waits for, unless the fill is
-    /// switched off. Ends when the layer is closed.
-    pub fn fill_up(self: &Arc<Self>) {
-        if let Some(filler) = &self.engine.filler {
-            filler.add(self);
-        }
-    }
-
     /// The state of each span: 0 absent, 1 in flight, 2 in the cache and not yet checked, 3 in the cache.
     pub fn span_states(&self) -> Vec<u8> {
         self.flights.states()
@@ -189,6 +181,14 @@ impl Layer {
             self.distrust(span);
         }
         Some(right)
+    }
+
+    /// Has everything that is missing fetched behind whatever anybody waits for, unless the fill is
+    /// switched off. Ends when the layer is closed.
+    pub fn fill_up(self: &Arc<Self>) {
+        if let Some(filler) = &self.engine.filler {
+            filler.add(self);
+        }
     }
 
     /// Has `spans` fetched, as far as they are missing, with nobody waiting for them.

@@ -65,7 +65,7 @@ pub fn read(pairs: Vec<Pair>, seed: u64) -> Result<Tally> {
             let mut tally = Tally::default();
             while !stop.load(Ordering::Relaxed) {
                 let files = [("data", &data[..]), ("bin/busybox", &program[..])];
-                let (name, original) = files[usize::from(next(&mut random) % 4 == 0)];
+                let (name, original) = files[usize::from(next(&mut random).is_multiple_of(4))];
                 let start = Instant::now();
                 let read = one(&pair.read, name, original, &sum, &mut random);
                 tally.note(&pair.read.join(name), &read, start.elapsed());
