@@ -126,6 +126,29 @@ impl Layer {
         self.flights.present()
     }
 
+    /// The state of each span: 0 absent, 1 in flight, 2 in the cache and not yet checked, 3 in the cache.
+    pub fn span_states(&self) -> Vec<u8> {
+        self.flights.states()
+    }
+
+    /// The images it is known to be of.
+    pub fn images(&self) -> Vec<String> {
+        self.sources.names()
+    }
+
+    /// Whether the cached bytes of `span` are those that were written; `None` if it is not in the cache.
+    /// What is wrong is absent from now on. Blocks on file I/O.
+    pub fn verify_cached(&self, span: SpanId) -> Option<bool> {
+        self.flights.sight(span..SpanId(span.0 + 1))?;
+        let range = self.spans.uncompressed(span);
+        let right = self.cache.check(span, &range, &mut Vec::new());
+        let right = right.unwrap_or(false);
+        if !right {
+            self.distrust(span);
+        }
+        Some(right)
+    }
+
     /// Has `spans` fetched, as far as they are missing, with nobody waiting for them.
     pub fn request(&self, spans: Range<SpanId>, lane: Lane) {
         let end = spans.end.min(SpanId(self.spans.count()));

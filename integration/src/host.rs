@@ -1,11 +1,13 @@
 //! One machine with everything on it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
 use crate::busybox;
+use crate::command::until;
 use crate::containerd::Containerd;
 use crate::ctr::Ctr;
 use crate::distribution::DockerRegistry;
@@ -30,6 +32,9 @@ pub struct Host {
     /// Where they live.
     pub scratch: Scratch,
 }
+
+/// Longest time that containerd takes to reach a snapshotter that was away for a moment.
+const RECONNECTED: Duration = Duration::from_secs(20);
 
 /// How an image is indexed.
 #[derive(Debug, Clone, Copy)]
@@ -135,9 +140,41 @@ impl Host {
 
     /// Pushes an indexed image of busybox with one layer for each of `files` on top.
     pub fn publish_files(&self, name: &str, files: &[(&str, &[u8])]) -> Result<Published> {
+        self.publish_files_indexed(name, files, Indexing::default())
+    }
+
+    /// The same, indexed as wanted.
+    pub fn publish_files_indexed(
+        &self,
+        name: &str,
+        files: &[(&str, &[u8])],
+        how: Indexing,
+    ) -> Result<Published> {
         let layout = self.layout(name)?;
         let layers = small_layers(&layout, files)?;
-        self.publish_layers(name, &layout, &layers, Some(Indexing::default()))
+        self.publish_layers(name, &layout, &layers, Some(how))
+    }
+
+    /// Stops the snapshotter with `signal`, starts it again and waits until containerd, which backs off
+    /// from a socket that refused it, has reached it.
+    pub fn restart_snapshotter(self, signal: Signal) -> Result<Self> {
+        let Self {
+            containerd,
+            snapshotter,
+            registry,
+            scratch,
+        } = self;
+        let snapshotter = snapshotter.restart(signal)?;
+        let ctr = containerd.ctr();
+        until("containerd reaches the snapshotter", RECONNECTED, || {
+            Ok(ctr.call(&["snapshots", "--snapshotter", "soci", "ls"]).ok())
+        })?;
+        Ok(Self {
+            containerd,
+            snapshotter,
+            registry,
+            scratch,
+        })
     }
 
     /// A copy of `layout`, named `name`, with an index (v2).

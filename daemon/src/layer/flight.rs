@@ -105,6 +105,17 @@ impl<W> Flights<W> {
         self.words.iter().filter(held).count()
     }
 
+    /// The state of each span: 0 absent, 1 in flight, 2 claimed by the cache and not yet checked, 3 present.
+    pub(crate) fn states(&self) -> Vec<u8> {
+        let state = |word: &AtomicU32| match word.load(Ordering::Relaxed) & STATE {
+            ABSENT => 0,
+            IN_FLIGHT => 1,
+            UNVERIFIED => 2,
+            _ => 3,
+        };
+        self.words.iter().map(state).collect()
+    }
+
     /// Waits for `span`, or makes the caller the one who gets it. A more urgent ticket than the flight's
     /// own hurries the flight.
     pub(crate) fn join(&self, span: SpanId, waiter: Option<W>, ticket: &Arc<Ticket>) -> Joined {
