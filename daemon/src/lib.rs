@@ -10,6 +10,8 @@ pub mod containerd;
 pub mod content;
 pub mod discovery;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+pub mod hostile;
 pub mod images;
 pub mod layer;
 pub mod layout;

@@ -24,7 +24,9 @@ use ztoc::{CompressedOffset, Compression, SpanSize};
 use super::*;
 
 mod disk;
+mod interleavings;
 mod model;
+mod power_cut;
 
 /// What the scripted source does instead of answering well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

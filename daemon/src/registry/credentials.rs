@@ -7,6 +7,8 @@ use async_trait::async_trait;
 mod docker_config;
 
 pub use docker_config::DockerConfig;
+#[cfg(any(test, fuzzing))]
+pub(crate) use docker_config::probe;
 
 /// What a registry is shown. `Debug` hides the secret.
 #[derive(Clone, PartialEq, Eq, Hash)]
