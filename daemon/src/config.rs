@@ -16,10 +16,10 @@ use serde::{Deserialize, Serialize};
 
 pub use self::cache::{
     BackgroundFetchConfig, ContentStoreConfig, ContentStoreKind, DirectoryCacheConfig, DropPolicy,
-    FuseConfig, PrefetchConfig,
+    FuseConfig, LayerCacheConfig, PrefetchConfig,
 };
 pub use self::fetch::{BlobConfig, HostConfig, HttpConfig, MirrorConfig, ResolverConfig};
-pub use self::keychain::{CriKeychainConfig, KubeconfigKeychainConfig};
+pub use self::keychain::{CriKeychainConfig, KubeconfigKeychainConfig, KubeletKeychainConfig};
 pub use self::parse::UnknownKey;
 pub use self::pull::{
     ByteSize, DecompressStream, ParallelPullConfig, PullModeConfig, PullModesConfig,
@@ -71,6 +71,8 @@ pub struct Config {
     pub blob: BlobConfig,
     /// Caches of files.
     pub directory_cache: DirectoryCacheConfig,
+    /// What is kept of layers.
+    pub layer_cache: LayerCacheConfig,
     /// The FUSE mounts.
     pub fuse: FuseConfig,
     /// Fetching of what no one has asked for yet.
@@ -85,6 +87,8 @@ pub struct Config {
     pub kubeconfig_keychain: KubeconfigKeychainConfig,
     /// Credentials from the kubelet's pull requests.
     pub cri_keychain: CriKeychainConfig,
+    /// Credentials from the kubelet's credential providers.
+    pub kubelet_keychain: KubeletKeychainConfig,
     /// Registries and their mirrors.
     pub resolver: ResolverConfig,
     /// The snapshots service.
@@ -153,6 +157,7 @@ impl Config {
             http: HttpConfig::default(),
             blob: BlobConfig::default(),
             directory_cache: DirectoryCacheConfig::default(),
+            layer_cache: LayerCacheConfig::default(),
             fuse: FuseConfig::default(),
             background_fetch: BackgroundFetchConfig::default(),
             content_store: ContentStoreConfig::default(),
@@ -160,6 +165,7 @@ impl Config {
             pull_modes: PullModesConfig::default(),
             kubeconfig_keychain: KubeconfigKeychainConfig::default(),
             cri_keychain: CriKeychainConfig::default(),
+            kubelet_keychain: KubeletKeychainConfig::default(),
             resolver: ResolverConfig::default(),
             snapshotter: SnapshotterConfig::default(),
         }

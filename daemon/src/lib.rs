@@ -8,6 +8,7 @@ pub mod artifacts;
 pub mod config;
 pub mod containerd;
 pub mod content;
+pub mod control;
 pub mod discovery;
 pub mod error;
 #[cfg(any(test, fuzzing))]

@@ -12,6 +12,7 @@ use daemon::app::root::{DEFAULT_ROOT, Root};
 use daemon::app::socket::DEFAULT_ADDRESS;
 use daemon::app::{Address, App, Settings};
 use daemon::config::Config;
+use daemon::control::{self, Control, Inside};
 use daemon::images::ImageLayers;
 use daemon::logging::{self, LogLevel};
 use daemon::metrics::Metrics;
@@ -150,19 +151,42 @@ fn serve(arguments: &Arguments) -> Result<()> {
         .enable_all()
         .build()?;
     let ended = runtime.block_on(async {
+        let mut inside = None;
         let images = async |root: &Root, metrics: &Arc<Metrics>, keeper| {
-            let images = ImageLayers::start(root.path(), &config, keeper)?;
+            let images = ImageLayers::start(root.path(), &config, keeper, Vec::new())?;
             let adopted = images.adopt().await?;
-            tracing::info!(adopted, "views of the daemon before this one are served again");
+            tracing::info!(
+                adopted,
+                "views of the daemon before this one are served again"
+            );
             metrics.watch(images.layers().clone());
+            inside = Some(Inside {
+                views: images.views().clone(),
+                layers: images.layers().clone(),
+                metrics: Arc::clone(metrics),
+            });
             Ok(Arc::new(images) as Arc<dyn Images>)
         };
         let app = App::build(&settings, &config, images).await?;
+        let _control = inside.and_then(|inside| control(&settings.address, inside));
         app.run().await
     });
     // What still blocks after the drain is given up: nothing may keep the process from ending.
     runtime.shutdown_background();
     ended
+}
+
+/// Serves the control API. Without it the daemon still does its work.
+fn control(address: &Address, inside: Inside) -> Option<Control> {
+    let path = match address {
+        Address::Path(path) => control::socket_of(path),
+        Address::Systemd => control::socket_of(DEFAULT_ADDRESS.as_ref()),
+    };
+    Control::start(&path, inside)
+        .inspect_err(|error| {
+            tracing::error!(path = %path.display(), "no control API for soci inspect: {error}");
+        })
+        .ok()
 }
 
 #[cfg(test)]

@@ -65,6 +65,21 @@ struct Afterwards {
 /// What a view shows, and above which directories; the images its layers were prepared for do not matter.
 type Key = (Vec<Digest>, Vec<PathBuf>);
 
+/// A mounted view, seen from outside. Keeping it keeps the view's names in memory, not the mount.
+#[derive(Debug, Clone)]
+pub struct OpenView {
+    /// Its number, the name of its mount point.
+    pub id: u64,
+    /// Where it is mounted.
+    pub path: PathBuf,
+    /// Bottom first.
+    pub layers: Vec<Digest>,
+    /// The lowerdirs below it, nearest first.
+    pub below: Vec<PathBuf>,
+    /// Names, counters and reads.
+    pub inside: fuse::Inspection,
+}
+
 /// One mounted view.
 #[derive(Debug)]
 struct Mounted {
@@ -204,6 +219,26 @@ impl Views {
     /// and containers keep their root.
     pub fn leave_mounted(&self) {
         self.shared.after.leaving.store(true, Ordering::Release);
+    }
+
+    /// The mounted views, to be looked into.
+    pub fn open(&self) -> Vec<OpenView> {
+        let mounted = self.shared.mounted.lock();
+        let alive = mounted
+            .iter()
+            .filter_map(|(key, view)| Some((key, view.upgrade()?)));
+        alive
+            .filter_map(|((_, below), view)| {
+                let inside = view.session.as_ref()?.inspection().clone();
+                Some(OpenView {
+                    id: view.path.file_name()?.to_str()?.parse().ok()?,
+                    path: view.path.clone(),
+                    layers: view.layers.clone(),
+                    below: below.clone(),
+                    inside,
+                })
+            })
+            .collect()
     }
 
     /// The mount points, and the layers that each shows.

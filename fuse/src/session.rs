@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 use nix::mount::{MntFlags, MsFlags};
 use nix::unistd::{getegid, geteuid};
 
+use crate::access::AccessLog;
 use crate::counters::Counters;
+use crate::explain::Inspection;
 use crate::filesystem::{MAX_READ, ViewFilesystem};
 use crate::merge::View;
 pub use crate::session::offer::{KernelOffer, OfferError};
@@ -54,7 +56,7 @@ pub struct Session {
     /// The device number of the mounted file system.
     device_number: u64,
     device: OwnedFd,
-    counters: Arc<Counters>,
+    inspection: Inspection,
     server: Option<JoinHandle<()>>,
     detach_on_drop: bool,
     offer: KernelOffer,
@@ -138,8 +140,12 @@ fn serve(
     options: &MountOptions,
 ) -> io::Result<Session> {
     let held = device.try_clone()?;
-    let counters = Arc::new(Counters::default());
-    let filesystem = ViewFilesystem::new(view, Arc::clone(&counters), options);
+    let inspection = Inspection {
+        view: Arc::new(view),
+        counters: Arc::default(),
+        accesses: Arc::new(AccessLog::new()),
+    };
+    let filesystem = ViewFilesystem::new(&inspection, options);
     let acl = fuser::SessionACL::All;
     let mut config = fuser::Config::default();
     config.n_threads = Some(options.threads.max(1));
@@ -166,7 +172,7 @@ fn serve(
         mountpoint: mountpoint.to_path_buf(),
         device_number,
         device: held,
-        counters,
+        inspection,
         server: Some(server),
         detach_on_drop: true,
         offer,
@@ -218,7 +224,12 @@ impl Session {
 
     /// What the kernel has asked for so far.
     pub fn counters(&self) -> &Arc<Counters> {
-        &self.counters
+        &self.inspection.counters
+    }
+
+    /// What can be looked into.
+    pub fn inspection(&self) -> &Inspection {
+        &self.inspection
     }
 
     /// The connection's `/dev/fuse` descriptor, to be kept through a crash by somebody else. All

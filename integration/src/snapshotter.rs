@@ -229,6 +229,8 @@ fn daemon(dir: &Path, socket: &Path) -> Result<Command> {
 pub struct Soci {
     root: PathBuf,
     containerd: Option<(PathBuf, String)>,
+    /// Where our daemon listens, or would.
+    snapshotter: PathBuf,
 }
 
 impl Soci {
@@ -237,6 +239,7 @@ impl Soci {
         Ok(Self {
             root: scratch.dir("soci-cli")?,
             containerd: None,
+            snapshotter: PathBuf::from("/nonexistent/soci.sock"),
         })
     }
 
@@ -246,6 +249,7 @@ impl Soci {
         Ok(Self {
             root: scratch.dir("soci-cli")?,
             containerd: Some((containerd.socket(), namespace)),
+            snapshotter: containerd.snapshotter_socket(),
         })
     }
 
@@ -253,6 +257,7 @@ impl Soci {
     pub fn command(&self) -> Result<Command> {
         let mut soci = command(binary("soci")?);
         soci.arg("--root").arg(&self.root);
+        soci.arg("--snapshotter-address").arg(&self.snapshotter);
         match &self.containerd {
             Some((socket, namespace)) => {
                 soci.arg("--address")

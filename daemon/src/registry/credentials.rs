@@ -5,10 +5,14 @@ use std::fmt;
 use async_trait::async_trait;
 
 mod docker_config;
+mod exec;
+mod image_pattern;
+mod kubelet;
 
 pub use docker_config::DockerConfig;
 #[cfg(any(test, fuzzing))]
 pub(crate) use docker_config::probe;
+pub use kubelet::KubeletProviders;
 
 /// What a registry is shown. `Debug` hides the secret.
 #[derive(Clone, PartialEq, Eq, Hash)]
