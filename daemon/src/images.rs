@@ -177,7 +177,11 @@ impl ImageLayers {
             let opened = opened.map_err(|error| failed(&layer, &error.to_string()))?;
             Ok(shown(opened))
         };
-        self.views.adopt(open).await
+        let adopted = self.views.adopt(open).await?;
+        for (_, layers) in self.views.list() {
+            self.layers.fill_up(&layers);
+        }
+        Ok(adopted)
     }
 
     fn opener(&self) -> Opener {
