@@ -211,7 +211,8 @@ impl ImageLayers {
             manifest: request.manifest,
             index: request.index,
         };
-        let found = self.discovery.find(&query).await;
+        let manifest = self.manifests.here(request);
+        let found = self.discovery.find_with(&query, manifest).await;
         let index = found.map_err(|error| match error.into() {
             reason @ NotLazy::Labels { .. } => Verdict::Defer(reason),
             reason => Verdict::Whole(reason),

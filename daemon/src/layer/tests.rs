@@ -27,7 +27,9 @@ mod disk;
 mod early;
 mod evict;
 mod fill;
+mod interleavings;
 mod model;
+mod power_cut;
 mod proof;
 
 /// What the scripted source does instead of answering well.
