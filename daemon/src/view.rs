@@ -3,8 +3,8 @@
 //! Mount points are `<root>/<number>`. The last handle to go unmounts its view on a thread of the runtime's
 //! blocking pool; an overlay that still uses it as a lowerdir is served until the kernel lets go.
 //!
-//! A view outlives the daemon, however that ends: beside each mount point lies a [record](record), a
-//! [keeper](keeper) has its descriptor, and the next daemon [adopts](adoption) it.
+//! A view outlives the daemon, however that ends: beside each mount point lies a record, a
+//! [`keeper`] has its descriptor, and the next daemon adopts it.
 
 mod adoption;
 pub mod holder;
