@@ -19,7 +19,7 @@ pub use self::cache::{
     FuseConfig, PrefetchConfig,
 };
 pub use self::fetch::{BlobConfig, HostConfig, HttpConfig, MirrorConfig, ResolverConfig};
-pub use self::keychain::{CriKeychainConfig, KubeconfigKeychainConfig};
+pub use self::keychain::{CriKeychainConfig, KubeconfigKeychainConfig, KubeletKeychainConfig};
 pub use self::parse::UnknownKey;
 pub use self::pull::{
     ByteSize, DecompressStream, ParallelPullConfig, PullModeConfig, PullModesConfig,
@@ -85,6 +85,8 @@ pub struct Config {
     pub kubeconfig_keychain: KubeconfigKeychainConfig,
     /// Credentials from the kubelet's pull requests.
     pub cri_keychain: CriKeychainConfig,
+    /// Credentials from the kubelet's credential providers.
+    pub kubelet_keychain: KubeletKeychainConfig,
     /// Registries and their mirrors.
     pub resolver: ResolverConfig,
     /// The snapshots service.
@@ -160,6 +162,7 @@ impl Config {
             pull_modes: PullModesConfig::default(),
             kubeconfig_keychain: KubeconfigKeychainConfig::default(),
             cri_keychain: CriKeychainConfig::default(),
+            kubelet_keychain: KubeletKeychainConfig::default(),
             resolver: ResolverConfig::default(),
             snapshotter: SnapshotterConfig::default(),
         }

@@ -1,15 +1,17 @@
-//! How image layers come to be there: lazily by their zTOC, unpacked by us, or left to containerd.
+//! How image layers come to be there: lazily by their zTOC, pulled and unpacked by us, or left to
+//! containerd.
 //!
 //! ```text
-//! no index, lazy loading off, labels missing, index unusable  -> deferred: containerd pulls the image
-//! no zTOC for the layer, below min_layer_size, zTOC unusable  -> unpacked by us, deferred if that fails
-//! otherwise                                                   -> lazy
+//! whole images wanted (`parallel_pull_unpack.enable`)          -> unpacked by us
+//! no index, lazy loading off, index unusable                   -> the same, unless that is switched off
+//! no zTOC for the layer, below min_layer_size, zTOC unusable   -> the same
+//! labels missing, or we cannot unpack it                       -> deferred: containerd pulls the image
+//! otherwise                                                    -> lazy
 //! ```
-//! An index that cannot be had is containerd's business, since then no layer is lazy and containerd
-//! pulls all of them at once; a single layer that is not lazy is ours, since the first layer that we do not
-//! provide makes containerd download all those above it.
 
 mod manifest;
+mod node_content;
+mod pulls;
 mod settings;
 mod ztocs;
 
@@ -20,25 +22,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use futures::StreamExt as _;
-use futures::stream::BoxStream;
-use tokio::sync::Semaphore;
-use tokio_util::io::ReaderStream;
 use ztoc::Digest;
 
-use self::manifest::Manifests;
+use self::manifest::{KnownLayer, Manifests};
+use self::pulls::Pulls;
 use self::ztocs::Ztocs;
 use crate::content::ContentStore;
-use crate::discovery::{Discovery, ImageQuery};
+use crate::discovery::{Discovery, ImageQuery, SociIndex};
 use crate::layer::{BlobSource, Layer, LayerError, LayerStore};
 use crate::registry::Registry;
 use crate::snapshot::images::{
     Images, LayerRequest, LazyLayer, LazyRun, MountError, MountedView, NotLazy, Prepared,
 };
 use crate::snapshot::lowers::LowerDirs;
-use crate::unpack::{Expected, unpack};
+use crate::unpack::Unpacked;
 use crate::view::Views;
+
+pub use self::node_content::NodeContent;
+pub use self::pulls::PullOptions;
 
 /// Limits of preparing layers.
 #[derive(Debug, Clone)]
@@ -51,8 +52,21 @@ pub struct ImageOptions {
     pub unpack_timeout: Duration,
     /// zTOCs of one image fetched ahead at a time.
     pub concurrent_ztocs: usize,
-    /// Layers unpacked at a time.
-    pub concurrent_unpacks: usize,
+    /// Which images we pull and unpack whole.
+    pub whole: WholeImages,
+    /// How layers are pulled whole.
+    pub pull: PullOptions,
+}
+
+/// Which images are pulled and unpacked by us instead of by containerd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WholeImages {
+    /// None: only single layers of an image that is lazy otherwise.
+    Never,
+    /// Those that have no usable SOCI index (`experimental_parallel_pull_as_fallback`).
+    Unindexed,
+    /// All: nothing is lazy (`parallel_pull_unpack.enable`).
+    All,
 }
 
 impl Default for ImageOptions {
@@ -62,7 +76,8 @@ impl Default for ImageOptions {
             prepare_timeout: Duration::from_secs(30),
             unpack_timeout: Duration::from_secs(2 * 3600),
             concurrent_ztocs: 8,
-            concurrent_unpacks: 4,
+            whole: WholeImages::Unindexed,
+            pull: PullOptions::default(),
         }
     }
 }
@@ -72,13 +87,12 @@ impl Default for ImageOptions {
 pub struct ImageLayers {
     options: ImageOptions,
     registry: Registry,
-    content: Arc<dyn ContentStore>,
     discovery: Discovery,
     ztocs: Ztocs,
     manifests: Manifests,
+    pulls: Pulls,
     layers: LayerStore,
     views: Views,
-    unpacks: Semaphore,
 }
 
 /// What layers are made with.
@@ -90,38 +104,54 @@ pub struct Sources {
     pub content: Arc<dyn ContentStore>,
     /// Finds an image's SOCI index.
     pub discovery: Discovery,
+    /// containerd's socket, if its content store may be used.
+    pub containerd: Option<PathBuf>,
 }
 
 /// Why a layer is not lazy, and who should provide it.
 enum Verdict {
-    Unpack(NotLazy),
+    Unpack(NotLazy, Option<Arc<SociIndex>>),
+    /// The image has no usable index: none of its layers is lazy.
+    Whole(NotLazy),
     Defer(NotLazy),
 }
 
 impl ImageLayers {
-    /// Layers from `sources`, kept in `layers`, shown by `views`.
-    pub fn new(sources: Sources, layers: LayerStore, views: Views, options: ImageOptions) -> Self {
+    /// Layers from `sources`, kept in `layers`, shown by `views`, unpacked below `staging`, which is on
+    /// the snapshots' file system.
+    ///
+    /// # Errors
+    /// `staging` cannot be made.
+    pub fn new(
+        sources: Sources,
+        layers: LayerStore,
+        views: Views,
+        staging: &Path,
+        options: ImageOptions,
+    ) -> io::Result<Self> {
         let Sources {
             registry,
             content,
             discovery,
+            containerd,
         } = sources;
-        Self {
+        let node = Arc::new(NodeContent::new(Arc::clone(&content), containerd));
+        let pull = options.pull.clone();
+        Ok(Self {
             ztocs: Ztocs::new(
                 discovery.clone(),
-                Arc::clone(&content),
+                content,
                 layers.clone(),
                 options.concurrent_ztocs,
             ),
-            manifests: Manifests::new(registry.clone(), Arc::clone(&content)),
-            unpacks: Semaphore::new(options.concurrent_unpacks.max(1)),
+            manifests: Manifests::new(registry.clone(), Arc::clone(&node)),
+            pulls: Pulls::start(staging, registry.clone(), node, pull)?,
             options,
             registry,
-            content,
             discovery,
             layers,
             views,
-        }
+        })
     }
 
     /// The layers on this node, for metrics and inspection.
@@ -134,17 +164,43 @@ impl ImageLayers {
         &self.views
     }
 
+    /// Goes on with the mounted views of the daemon before this one. Answers how many.
+    ///
+    /// # Errors
+    /// The directory of views cannot be read.
+    pub async fn adopt(&self) -> io::Result<usize> {
+        let opener = self.opener();
+        let opener = &opener;
+        // No network: a daemon that starts must not depend on a registry.
+        let open = |layer: LazyLayer| async move {
+            let opened = opener.open_from_disk(&layer).await;
+            let opened = opened.map_err(|error| failed(&layer, &error.to_string()))?;
+            Ok(shown(opened))
+        };
+        self.views.adopt(open).await
+    }
+
+    fn opener(&self) -> Opener {
+        Opener {
+            registry: self.registry.clone(),
+            layers: self.layers.clone(),
+            ztocs: self.ztocs.clone(),
+        }
+    }
+
     /// Gives up all fetches. Views go on showing what is local.
     pub async fn stop(&self) {
         self.ztocs.stop().await;
+        self.pulls.stop().await;
         self.layers.stop().await;
     }
 
     async fn lazily(&self, request: &LayerRequest) -> Result<(), Verdict> {
-        let minimum = self.options.min_layer_size;
-        let small = |size: Option<u64>| size.is_some_and(|size| size < minimum);
-        if small(request.size) {
-            return Err(Verdict::Unpack(NotLazy::TooSmall));
+        if self.options.whole == WholeImages::All {
+            return Err(Verdict::Whole(NotLazy::Disabled));
+        }
+        if self.is_small(request.size) {
+            return Err(Verdict::Unpack(NotLazy::TooSmall, None));
         }
         let query = ImageQuery {
             image: request.image.clone(),
@@ -152,31 +208,43 @@ impl ImageLayers {
             index: request.index,
         };
         let found = self.discovery.find(&query).await;
-        let index = found.map_err(|error| Verdict::Defer(error.into()))?;
+        let index = found.map_err(|error| match error.into() {
+            reason @ NotLazy::Labels { .. } => Verdict::Defer(reason),
+            reason => Verdict::Whole(reason),
+        })?;
+        let unpack = |reason| Verdict::Unpack(reason, Some(Arc::clone(&index)));
         let ztoc = index.ztoc(&request.layer);
-        let ztoc = ztoc.ok_or(Verdict::Unpack(NotLazy::NoZtoc))?;
+        let ztoc = ztoc.ok_or_else(|| unpack(NotLazy::NoZtoc))?;
         self.ztocs.fetch_ahead(&request.image, &index);
         let size = match request.size {
             Some(size) => Some(size),
             None => self.manifests.size(request).await,
         };
-        if small(size) {
-            return Err(Verdict::Unpack(NotLazy::TooSmall));
+        if self.is_small(size) {
+            return Err(unpack(NotLazy::TooSmall));
         }
         let stored = self.ztocs.ensure(&request.image, ztoc, size).await;
-        stored.map_err(Verdict::Unpack)
+        stored.map_err(unpack)
     }
 
-    /// Pulls the layer and unpacks it; `false` if that failed, which is logged.
-    async fn unpack(&self, request: &LayerRequest, dir: &Path, parents: &LowerDirs) -> bool {
+    fn is_small(&self, size: Option<u64>) -> bool {
+        size.is_some_and(|size| size < self.options.min_layer_size)
+    }
+
+    /// Pulls the layer and unpacks it into `dir`, and begins to pull those above that are `wanted`;
+    /// `false` if that failed, which is logged.
+    async fn unpack(
+        &self,
+        request: &LayerRequest,
+        dir: &Path,
+        parents: &LowerDirs,
+        wanted: impl Fn(&KnownLayer) -> bool + Send,
+    ) -> bool {
         let work = async {
-            let _turn = self
-                .unpacks
-                .acquire()
-                .await
-                .map_err(|error| error.to_string())?;
-            let parents = parents.paths().await.map_err(|error| error.to_string())?;
-            self.unpack_from_somewhere(request, dir, parents).await
+            let layers = self.manifests.layers(request).await;
+            let lowest = parents.is_empty();
+            let unpacked = self.pulls.layer(request, layers, lowest, wanted).await?;
+            move_to(unpacked, dir, parents).await
         };
         let limit = self.options.unpack_timeout;
         let done = tokio::time::timeout(limit, work).await;
@@ -191,31 +259,24 @@ impl ImageLayers {
         );
         false
     }
+}
 
-    async fn unpack_from_somewhere(
-        &self,
-        request: &LayerRequest,
-        dir: &Path,
-        parents: &[PathBuf],
-    ) -> Result<(), String> {
-        let expected = Expected {
-            layer: request.layer,
-            diff_id: self.manifests.diff_id(request).await,
-        };
-        if let Ok(Some(stored)) = self.content.open(&request.layer).await {
-            let blob = ReaderStream::with_capacity(stored.bytes, 64 << 10);
-            match unpack(blob, expected, dir, parents).await {
-                Ok(()) => return Ok(()),
-                Err(error) => tracing::warn!(
-                    layer = %request.layer,
-                    "the layer in the content store is unusable, it is pulled: {error}"
-                ),
-            }
-        }
-        let download = self.registry.download(&request.image, &request.layer);
-        let blob: BoxStream<'static, io::Result<Bytes>> = download.into_stream().boxed();
-        let unpacked = unpack(blob, expected, dir, parents).await;
-        unpacked.map_err(|error| error.to_string())
+/// Puts the layer in the place of `dir`.
+async fn move_to(unpacked: Unpacked, dir: &Path, parents: &LowerDirs) -> Result<(), String> {
+    let below = match unpacked.wants_parents() {
+        true => parents.paths().await.map_err(|error| error.to_string())?,
+        false => &[],
+    };
+    if unpacked.is_lowest() != parents.is_empty() {
+        return Err(String::from(
+            "it was unpacked for another place in the image",
+        ));
+    }
+    let (dir, below) = (dir.to_owned(), below.to_vec());
+    let moved = tokio::task::spawn_blocking(move || unpacked.move_to(&dir, &below)).await;
+    match moved {
+        Ok(moved) => moved.map_err(|error| error.to_string()),
+        Err(ended) => Err(ended.to_string()),
     }
 }
 
@@ -225,20 +286,34 @@ impl Images for ImageLayers {
         let limit = self.options.prepare_timeout;
         let tried = tokio::time::timeout(limit, self.lazily(request)).await;
         let verdict = tried.unwrap_or_else(|_| {
-            Err(Verdict::Defer(NotLazy::Artifact {
+            Err(Verdict::Whole(NotLazy::Artifact {
                 detail: format!(
                     "no SOCI index and zTOC from {} within {limit:?}",
                     request.image.host()
                 ),
             }))
         });
-        match verdict {
-            Ok(()) => Prepared::Lazy,
-            Err(Verdict::Defer(reason)) => Prepared::Deferred { reason },
-            Err(Verdict::Unpack(reason)) => match self.unpack(request, dir, parents).await {
-                true => Prepared::Unpacked { reason },
-                false => Prepared::Deferred { reason },
-            },
+        let (unpacked, reason) = match verdict {
+            Ok(()) => return Prepared::Lazy,
+            Err(Verdict::Defer(reason)) => (false, reason),
+            Err(Verdict::Whole(reason)) => {
+                let ours = self.options.whole != WholeImages::Never;
+                let done = ours && self.unpack(request, dir, parents, |_| true).await;
+                (done, reason)
+            }
+            Err(Verdict::Unpack(reason, index)) => {
+                // Those above that will not be lazy either.
+                let wanted = |layer: &KnownLayer| {
+                    let known = |index: &Arc<SociIndex>| index.ztoc(&layer.digest).is_some();
+                    self.is_small(layer.size) || index.as_ref().is_some_and(|index| !known(index))
+                };
+                let done = self.unpack(request, dir, parents, wanted).await;
+                (done, reason)
+            }
+        };
+        match unpacked {
+            true => Prepared::Unpacked { reason },
+            false => Prepared::Deferred { reason },
         }
     }
 
@@ -248,11 +323,7 @@ impl Images for ImageLayers {
         below: &[PathBuf],
     ) -> Result<Arc<dyn MountedView>, MountError> {
         let open = || {
-            let opener = Opener {
-                registry: self.registry.clone(),
-                layers: self.layers.clone(),
-                ztocs: self.ztocs.clone(),
-            };
+            let opener = self.opener();
             let wanted = run.layers.clone();
             async move {
                 let opened = wanted.iter().map(|layer| opener.open(layer));
@@ -260,6 +331,21 @@ impl Images for ImageLayers {
             }
         };
         self.views.mount(run, below, open).await
+    }
+
+    fn mounted(&self, run: &LazyRun, below: &[PathBuf]) -> Option<Arc<dyn MountedView>> {
+        self.views.mounted(run, below)
+    }
+
+    fn settle(&self) {
+        let unused = self.views.settle();
+        if unused > 0 {
+            tracing::info!(unused, "unmounting adopted views that no snapshot needs");
+        }
+    }
+
+    async fn close(&self) {
+        self.views.close().await;
     }
 
     async fn collect(&self, live: &BTreeSet<Digest>) {
@@ -290,10 +376,7 @@ impl Opener {
             opened => opened,
         };
         let layer = opened.map_err(|error| failed(wanted, &error.to_string()))?;
-        Ok(fuse::Layer {
-            tree: Arc::clone(layer.tree()),
-            content: layer,
-        })
+        Ok(shown(layer))
     }
 
     async fn open_from_disk(&self, wanted: &LazyLayer) -> Result<Arc<Layer>, LayerError> {
@@ -303,6 +386,14 @@ impl Opener {
             Arc::new(blob) as Arc<dyn BlobSource>
         };
         self.layers.open(digest, image.to_string(), source).await
+    }
+}
+
+/// A layer as a view shows it.
+fn shown(layer: Arc<Layer>) -> fuse::Layer {
+    fuse::Layer {
+        tree: Arc::clone(layer.tree()),
+        content: layer,
     }
 }
 

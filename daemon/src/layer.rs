@@ -11,6 +11,7 @@ mod decode;
 mod engine;
 mod fetch;
 mod flight;
+mod kept_ztoc;
 mod map;
 mod pending;
 mod readahead;

@@ -19,6 +19,7 @@ mod error;
 pub(crate) mod flight;
 mod hosts;
 mod manifests;
+mod parallel;
 mod proxy;
 mod push;
 mod redacted;
@@ -32,18 +33,20 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::Stream;
 use ztoc::Digest;
 
 pub use blob::Blob;
 pub use config::{HttpConfig, Mirror, RegistryConfig, TlsConfig};
 pub use credentials::{
     CredentialError, CredentialProvider, CredentialQuery, Credentials, DockerConfig,
-    FixedCredentials,
+    FixedCredentials, KubeletProviders,
 };
 pub(crate) use descriptor::digest_text;
 pub use descriptor::{Descriptor, Resolved, media_type};
 pub use download::Download;
 pub use error::{Asked, Detail, Problem, RegistryError};
+pub use parallel::Share;
 pub use reference::{ParseReferenceError, Reference};
 
 pub(crate) use download::digest_of;
@@ -116,6 +119,18 @@ impl Registry {
     /// verified at its end.
     pub fn download(&self, reference: &Reference, digest: &Digest) -> Download {
         Download::new(self.clone(), reference.clone(), *digest)
+    }
+
+    /// A download of a whole blob in ranges, `share` of them at a time, given out in order. Not
+    /// verified. In one piece if the host knows no ranges or `size` is not known.
+    pub fn download_in_ranges(
+        &self,
+        reference: &Reference,
+        digest: &Digest,
+        size: Option<u64>,
+        share: Share,
+    ) -> impl Stream<Item = std::io::Result<Bytes>> + Send + 'static {
+        parallel::download(self, reference, digest, size, share)
     }
 
     /// A blob of `size` bytes to be read by ranges. Asks the registry nothing yet.

@@ -7,32 +7,39 @@
 
 mod apply;
 mod archive;
+mod decode;
 mod error;
+mod implied;
 mod lower;
+mod pipeline;
 mod rooted;
 mod stream;
 #[cfg(test)]
 mod tests;
 
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, BufRead};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use futures::Stream;
+use tempfile::TempDir;
+use tokio::sync::oneshot;
 use ztoc::Digest;
 
 use self::apply::Applier;
 use self::archive::Archive;
-use self::stream::{Hashed, Receiver};
+use self::implied::Implied;
+use self::lower::Lowers;
+use self::pipeline::Digests;
+use self::rooted::Rooted;
+use self::stream::Receiver;
 
 pub use self::error::UnpackError;
 
 /// Most members of a layer.
 const MAX_MEMBERS: u64 = 8_000_000;
-/// Most bytes of a layer, decompressed.
-const MAX_BYTES: u64 = 1 << 40;
 
 /// What a blob must turn out to be.
 #[derive(Debug, Clone, Copy)]
@@ -43,88 +50,137 @@ pub struct Expected {
     pub diff_id: Option<Digest>,
 }
 
-/// Unpacks `blob` (gzip, zstd or plain) into `dir`, which exists and is empty; `parents` are the lower
-/// directories, nearest first. `dir` stays empty unless everything was right. Dropping the future
-/// gives up.
+/// Where a layer is unpacked.
+#[derive(Debug, Clone, Copy)]
+pub struct Site<'a> {
+    /// A directory on the snapshots' file system; what is left in it by a process that died may be
+    /// removed.
+    pub beside: &'a Path,
+    /// No layer lies below: there is nothing to hide.
+    pub lowest: bool,
+}
+
+/// A layer that is unpacked and verified, and that nobody sees yet. Dropping it deletes it, which blocks.
+#[derive(Debug)]
+pub struct Unpacked {
+    dir: TempDir,
+    implied: Vec<Implied>,
+    lowest: bool,
+}
+
+/// Unpacks `blob` (gzip, zstd or plain) at `site`. Nothing is left there unless everything was
+/// right. Dropping the future gives up.
 pub async fn unpack(
     blob: impl Stream<Item = io::Result<Bytes>> + Send + Unpin,
     expected: Expected,
-    dir: &Path,
-    parents: &[PathBuf],
-) -> Result<(), UnpackError> {
+    site: Site<'_>,
+) -> Result<Unpacked, UnpackError> {
     let (download, receiver) = stream::channel(blob);
-    let (dir, parents) = (dir.to_owned(), parents.to_vec());
-    let work = move || into_place(receiver, expected, &dir, &parents);
+    let (downloading, unwanted) = oneshot::channel();
+    let download = async {
+        tokio::select! {
+            () = download => {}
+            _ = unwanted => {}
+        }
+    };
+    let (beside, lowest) = (site.beside.to_owned(), site.lowest);
+    let work = move || {
+        let site = Site {
+            beside: &beside,
+            lowest,
+        };
+        unpack_at(receiver, downloading, expected, site)
+    };
     let (done, ()) = tokio::join!(tokio::task::spawn_blocking(work), download);
     done.unwrap_or(Err(UnpackError::GivenUp))
 }
 
-/// Unpacks beside `dir`, then puts the result in its place.
-fn into_place(
-    blob: Receiver,
-    expected: Expected,
-    dir: &Path,
-    parents: &[PathBuf],
-) -> Result<(), UnpackError> {
-    let failed = |source| UnpackError::Directory {
-        path: dir.to_owned(),
-        source,
-    };
-    let beside = dir
-        .parent()
-        .ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
-    let staging = tempfile::Builder::new()
-        .prefix(".unpack-")
-        .tempdir_in(beside)
-        .map_err(failed)?;
-    let looks = dir.metadata().map_err(failed)?;
-    unpack_into(blob, expected, staging.path(), parents)?;
-    fs::set_permissions(
-        staging.path(),
-        fs::Permissions::from_mode(looks.mode() & 0o7777),
-    )
-    .and_then(|()| chown(staging.path(), Some(looks.uid()), Some(looks.gid())))
-    .and_then(|()| fs::rename(staging.path(), dir))
-    .map_err(failed)?;
-    // It has its name; there is nothing left to remove under the old one.
-    let _ = staging.keep();
-    Ok(())
+impl Unpacked {
+    /// Whether it was unpacked as the lowest layer.
+    pub fn is_lowest(&self) -> bool {
+        self.lowest
+    }
+
+    /// Whether it has directories that look like those below.
+    pub fn wants_parents(&self) -> bool {
+        !self.implied.is_empty()
+    }
+
+    /// Puts the layer in the place of `dir`, which exists and is empty, at once; `parents` are the
+    /// lower directories, nearest first, needed if it [wants](Self::wants_parents) them. `dir` stays as it is if that fails. Blocks.
+    pub fn move_to(self, dir: &Path, parents: &[PathBuf]) -> Result<(), UnpackError> {
+        self.settle(parents)
+            .and_then(|()| self.take_place(dir))
+            .map_err(|source| failed(dir, source))?;
+        // It has its name; there is nothing left to remove under the old one.
+        let _ = self.dir.keep();
+        Ok(())
+    }
+
+    fn settle(&self, parents: &[PathBuf]) -> io::Result<()> {
+        if self.implied.is_empty() || parents.is_empty() {
+            return Ok(());
+        }
+        let (root, mut lowers) = (Rooted::open(self.dir.path())?, Lowers::new(parents));
+        let mut implied = self.implied.iter();
+        implied.try_for_each(|implied| implied.settle(&root, &mut lowers))
+    }
+
+    fn take_place(&self, dir: &Path) -> io::Result<()> {
+        let looks = dir.metadata()?;
+        let mode = fs::Permissions::from_mode(looks.mode() & 0o7777);
+        fs::set_permissions(self.dir.path(), mode)?;
+        chown(self.dir.path(), Some(looks.uid()), Some(looks.gid()))?;
+        fs::rename(self.dir.path(), dir)
+    }
 }
 
-fn unpack_into(
-    blob: impl Read,
+fn failed(dir: &Path, source: io::Error) -> UnpackError {
+    UnpackError::Directory {
+        path: dir.to_owned(),
+        source,
+    }
+}
+
+fn unpack_at(
+    blob: Receiver,
+    downloading: oneshot::Sender<()>,
     expected: Expected,
-    dir: &Path,
-    parents: &[PathBuf],
-) -> Result<(), UnpackError> {
-    let mut blob = Hashed::new(blob, MAX_BYTES);
-    let tar = stream::decompress(&mut blob).map_err(UnpackError::Read)?;
-    let mut tar = Hashed::new(tar, MAX_BYTES);
-    apply_all(&mut tar, dir, parents)?;
-    let diff_id = tar.finish().map_err(UnpackError::Read)?;
-    drop(tar);
-    let layer = blob.finish().map_err(UnpackError::Read)?;
-    if layer != expected.layer {
+    site: Site<'_>,
+) -> Result<Unpacked, UnpackError> {
+    let dir = tempfile::Builder::new()
+        .prefix(".unpack-")
+        .tempdir_in(site.beside)
+        .map_err(|source| failed(site.beside, source))?;
+    let (implied, digests) = pipeline::run(blob, downloading, |tar| {
+        apply_all(tar, dir.path(), site.lowest)
+    })?;
+    check(digests, expected)?;
+    Ok(Unpacked {
+        dir,
+        implied,
+        lowest: site.lowest,
+    })
+}
+
+fn check(actual: Digests, expected: Expected) -> Result<(), UnpackError> {
+    if actual.blob != expected.layer {
         return Err(UnpackError::Layer {
             expected: expected.layer,
-            actual: layer,
+            actual: actual.blob,
         });
     }
     match expected.diff_id {
-        Some(expected) if expected != diff_id => Err(UnpackError::DiffId {
+        Some(expected) if expected != actual.tar => Err(UnpackError::DiffId {
             expected,
-            actual: diff_id,
+            actual: actual.tar,
         }),
         _ => Ok(()),
     }
 }
 
-fn apply_all(tar: impl Read, dir: &Path, parents: &[PathBuf]) -> Result<(), UnpackError> {
-    let opened = Applier::new(dir, parents);
-    let mut applier = opened.map_err(|source| UnpackError::Directory {
-        path: dir.to_owned(),
-        source,
-    })?;
+fn apply_all(tar: impl BufRead, dir: &Path, lowest: bool) -> Result<Vec<Implied>, UnpackError> {
+    let mut applier = Applier::new(dir, lowest).map_err(|source| failed(dir, source))?;
     let mut archive = Archive::new(tar);
     let mut members = 0;
     while let Some(entry) = archive.next_member()? {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use daemon::content::{ContentStore, OciLayoutStore};
 use daemon::discovery::{Discovery, Modes};
-use daemon::images::{ImageLayers, ImageOptions, Sources};
+use daemon::images::{ImageLayers, ImageOptions, PullOptions, Sources, WholeImages};
 use daemon::layer::{LayerOptions, LayerStore};
 use daemon::registry::{HttpConfig, Reference, Registry, RegistryConfig};
 use daemon::snapshot::images::{
@@ -254,13 +254,14 @@ impl Node {
             registry,
             content,
             discovery,
+            containerd: None,
         };
         let runtime = Handle::current();
         let layers =
             LayerStore::start(&path("layers"), LayerOptions::default(), runtime.clone()).unwrap();
         let mounts = MountOptions::new(root.path());
         let views = Views::start(&path("views"), mounts, runtime).unwrap();
-        let images = ImageLayers::new(sources, layers, views, options);
+        let images = ImageLayers::new(sources, layers, views, &path("unpack"), options).unwrap();
         Self { root, images }
     }
 
@@ -474,30 +475,38 @@ async fn a_ztoc_that_is_gone_from_disk_is_found_again_when_its_view_is_mounted()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_without_index_is_left_to_containerd() {
-    let (pushed, node) = (Pushed::new(Flaw::NoIndex).await, Node::new());
-    let (prepared, dir) = node.prepare(&pushed.request(0)).await;
-    let deferred = matches!(
-        prepared,
-        Prepared::Deferred {
-            reason: NotLazy::NoIndex
+async fn an_image_without_a_usable_index_is_unpacked_unless_it_is_to_be_left_to_containerd() {
+    for (flaw, label) in [(Flaw::NoIndex, "no_index"), (Flaw::NotAnIndex, "artifact")] {
+        let (pushed, node) = (Pushed::new(flaw).await, Node::new());
+        for (layer, name, content) in [
+            (0, "etc/old", b"old".to_vec()),
+            (1, "etc/new", text(50_000)),
+        ] {
+            let (prepared, dir) = node.prepare(&pushed.request(layer)).await;
+            let Prepared::Unpacked { reason } = prepared else {
+                panic!("{prepared:?}");
+            };
+            assert_eq!(reason.label(), label, "{reason}");
+            assert_eq!(fs::read(dir.join(name)).unwrap(), content);
+            assert_eq!(pushed.blob_requests(layer), 1);
         }
-    );
-    assert!(deferred, "{prepared:?}");
-    assert_eq!(fs::read_dir(dir).unwrap().count(), 0);
-}
+        eventually("nothing is left of the pull", || {
+            node.names("unpack").is_empty()
+        })
+        .await;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_index_that_is_none_leaves_the_image_to_containerd() {
-    let (pushed, node) = (Pushed::new(Flaw::NotAnIndex).await, Node::new());
-    let (prepared, _) = node.prepare(&pushed.request(0)).await;
-    let deferred = matches!(
-        prepared,
-        Prepared::Deferred {
-            reason: NotLazy::Artifact { .. }
-        }
-    );
-    assert!(deferred, "{prepared:?}");
+        let options = ImageOptions {
+            whole: WholeImages::Never,
+            ..ImageOptions::default()
+        };
+        let node = Node::at(tempfile::tempdir().unwrap(), options);
+        let (prepared, dir) = node.prepare(&pushed.request(0)).await;
+        let Prepared::Deferred { reason } = prepared else {
+            panic!("{prepared:?}");
+        };
+        assert_eq!(reason.label(), label, "{reason}");
+        assert_eq!(fs::read_dir(dir).unwrap().count(), 0);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -608,4 +617,140 @@ async fn the_first_layer_brings_the_ztocs_of_all() {
     let upper = pushed.layers[1].digest.hex();
     let stored = node.root.path().join("layers").join(upper).join("ztoc");
     eventually("the upper layer's zTOC is stored", || stored.exists()).await;
+}
+
+fn whole(pull: PullOptions) -> ImageOptions {
+    ImageOptions {
+        whole: WholeImages::All,
+        pull,
+        ..ImageOptions::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_first_layer_all_are_pulled_in_ranges_and_an_index_does_not_matter() {
+    let pushed = Pushed::new(Flaw::None).await;
+    let pull = PullOptions {
+        chunk: Some(50_000),
+        ..PullOptions::default()
+    };
+    let node = Node::at(tempfile::tempdir().unwrap(), whole(pull));
+    let (prepared, dir) = node.prepare(&pushed.request(0)).await;
+    assert!(
+        matches!(prepared, Prepared::Unpacked { .. }),
+        "{prepared:?}"
+    );
+    assert_eq!(fs::read(dir.join("usr/lib/large")).unwrap(), text(90_000));
+    // The upper one comes without being asked for.
+    let ranges = |layer: usize| pushed.layers[layer].blob.len().div_ceil(50_000);
+    assert!(ranges(0) > 3 && ranges(1) > 1);
+    eventually("the upper layer is there", || {
+        pushed.blob_requests(1) == ranges(1) && node.names("unpack").len() == 1
+    })
+    .await;
+    pushed.registry.script(Match::path("/"), Fault::status(404));
+    let (prepared, dir) = node.prepare(&pushed.request(1)).await;
+    assert!(
+        matches!(prepared, Prepared::Unpacked { .. }),
+        "{prepared:?}"
+    );
+    assert_eq!(fs::read(dir.join("etc/new")).unwrap(), text(50_000));
+    assert_eq!(
+        (pushed.blob_requests(0), pushed.blob_requests(1)),
+        (ranges(0), ranges(1))
+    );
+    eventually("nothing is left of the pull", || {
+        node.names("unpack").is_empty()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_that_nobody_waits_for_ends_and_what_was_finished_serves_the_next() {
+    let pushed = Pushed::new(Flaw::NoIndex).await;
+    let node = Node::new();
+    let upper = pushed.layers[1].digest.hex();
+    pushed
+        .registry
+        .script(Match::path(&upper), Fault::StallBody(100));
+    node.prepare(&pushed.request(0)).await;
+    let request = pushed.request(1);
+    let waiting = node.prepare(&request);
+    let given_up = tokio::time::timeout(Duration::from_millis(100), waiting).await;
+    assert!(given_up.is_err());
+    eventually("the half of the upper layer is gone", || {
+        node.names("unpack").is_empty()
+    })
+    .await;
+    pushed.registry.clear_script();
+    let (prepared, dir) = node.prepare(&request).await;
+    assert!(
+        matches!(prepared, Prepared::Unpacked { .. }),
+        "{prepared:?}"
+    );
+    assert_eq!(fs::read(dir.join("etc/new")).unwrap(), text(50_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_that_nobody_asks_for_are_deleted_after_a_while() {
+    let pushed = Pushed::new(Flaw::NoIndex).await;
+    let pull = PullOptions {
+        keep: Duration::from_millis(200),
+        ..PullOptions::default()
+    };
+    let node = Node::at(tempfile::tempdir().unwrap(), whole(pull));
+    node.prepare(&pushed.request(0)).await;
+    eventually("the upper layer is asked for", || {
+        pushed.blob_requests(1) == 1
+    })
+    .await;
+    eventually("it is deleted", || node.names("unpack").is_empty()).await;
+    // And a stop leaves nothing either.
+    node.prepare(&pushed.request(0)).await;
+    node.images.stop().await;
+    eventually("it is deleted", || node.names("unpack").is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_comes_corrupt_is_pulled_again_and_never_seen() {
+    let pushed = Pushed::new(Flaw::NoIndex).await;
+    let lower = pushed.layers[0].digest.hex();
+    pushed
+        .registry
+        .script(Match::path(&lower).turns(0..1), Fault::Corrupt);
+    let node = Node::new();
+    let (prepared, dir) = node.prepare(&pushed.request(0)).await;
+    assert!(
+        matches!(prepared, Prepared::Unpacked { .. }),
+        "{prepared:?}"
+    );
+    assert_eq!(fs::read(dir.join("usr/lib/large")).unwrap(), text(90_000));
+
+    let pushed = Pushed::new(Flaw::NoIndex).await;
+    pushed.registry.script(Match::path(&lower), Fault::Corrupt);
+    let node = Node::new();
+    let (prepared, dir) = node.prepare(&pushed.request(0)).await;
+    assert!(
+        matches!(prepared, Prepared::Deferred { .. }),
+        "{prepared:?}"
+    );
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+    // containerd fetches those above now: we do not do that too, but give what is there already.
+    node.prepare(&pushed.request(1)).await;
+    assert!(pushed.blob_requests(1) <= 1);
+    node.images.stop().await;
+    eventually("nothing is left of the pull", || {
+        node.names("unpack").is_empty()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_daemon_left_half_unpacked_is_removed() {
+    let root = tempfile::tempdir().unwrap();
+    let left = root.path().join("unpack/.unpack-old/usr");
+    fs::create_dir_all(&left).unwrap();
+    fs::write(left.join("file"), "half").unwrap();
+    let node = Node::at(root, ImageOptions::default());
+    eventually("it is removed", || node.names("unpack").is_empty()).await;
 }

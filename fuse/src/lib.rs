@@ -24,5 +24,7 @@ pub use crate::access::{Access, AccessLog, Record};
 pub use crate::counters::{Counters, Operation};
 pub use crate::explain::{Inspection, Origin};
 pub use crate::merge::{Layer, View};
-pub use crate::session::{KernelOffer, MountOptions, OfferError, Session, adopt, detach, mount};
+pub use crate::session::{
+    KernelOffer, MountOptions, OfferError, Session, adopt, detach, device_number_at, mount,
+};
 pub use crate::tree::LayerTree;

@@ -202,6 +202,18 @@ pub fn detach(mountpoint: &Path) -> io::Result<()> {
     Ok(nix::mount::umount2(mountpoint, flags)?)
 }
 
+/// The device number of the view that is mounted at `mountpoint`; `None` if what is there is no view.
+/// The view itself is not asked: one whose process is gone does not answer.
+///
+/// # Errors
+/// The table of mounts cannot be read.
+pub fn device_number_at(mountpoint: &Path) -> io::Result<Option<u64>> {
+    let table = fs::read("/proc/self/mountinfo")?;
+    let mount = mount_table::topmost(&table, mountpoint);
+    let view = mount.filter(|mount| mount.kind == TYPE.as_bytes());
+    Ok(view.map(|mount| mount.device_number))
+}
+
 impl Session {
     /// Whether the kernel is still served: false after somebody unmounted or aborted it.
     pub fn is_alive(&self) -> bool {
@@ -231,6 +243,11 @@ impl Session {
         self.offer
     }
 
+    /// The device number of the mounted file system, as stat(2) gives it.
+    pub fn device_number(&self) -> u64 {
+        self.device_number
+    }
+
     /// Where the view is mounted, without symbolic links.
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint
@@ -245,11 +262,8 @@ impl Session {
     /// Whether the mount at the mountpoint is still this one. The file system itself is not asked:
     /// a dead or stuck one does not answer.
     fn is_mounted(&self) -> bool {
-        let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
-        mount_table::topmost(&table, &self.mountpoint).is_some_and(|mount| {
-            // Device numbers are given away again; the type tells ours from most others then.
-            mount.device_number == self.device_number && mount.kind == TYPE.as_bytes()
-        })
+        // Device numbers are given away again; the type tells ours from most others then.
+        device_number_at(&self.mountpoint).is_ok_and(|found| found == Some(self.device_number))
     }
 }
 

@@ -1,13 +1,15 @@
 //! The reference registry (distribution), and what it says was asked of it.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
 use crate::command::command;
+use crate::link::Link;
 use crate::scratch::Scratch;
 use crate::service::Service;
 
@@ -21,7 +23,7 @@ pub fn free_port() -> Result<u16> {
 pub struct DockerRegistry {
     service: Service,
     dir: PathBuf,
-    port: u16,
+    address: SocketAddr,
 }
 
 /// What a registry was asked for and sent.
@@ -43,23 +45,37 @@ impl DockerRegistry {
 
     /// Starts it, or starts it again, in `dir`.
     pub fn start_at(dir: &Path) -> Result<Self> {
-        let port = free_port()?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+        Self::start_as(dir, command("docker-registry"), address, address)
+    }
+
+    /// Starts it, or starts it again, in `dir`, at the far end of `link`.
+    pub fn start_behind(dir: &Path, link: &Link) -> Result<Self> {
+        let registry = link.far_command("docker-registry");
+        Self::start_as(dir, registry, link.far_address(), link.near_address())
+    }
+
+    fn start_as(
+        dir: &Path,
+        mut registry: Command,
+        listen: SocketAddr,
+        address: SocketAddr,
+    ) -> Result<Self> {
         let config = dir.join("config.yml");
-        fs::write(&config, configuration(dir, port))?;
-        let mut registry = command("docker-registry");
+        fs::write(&config, configuration(dir, listen))?;
         registry.arg("serve").arg(&config);
         let mut service = Service::start("registry", &mut registry, &dir.join("registry.log"))?;
-        service.wait_ready(|| TcpStream::connect(("127.0.0.1", port)).is_ok())?;
+        service.wait_ready(|| TcpStream::connect(listen).is_ok())?;
         Ok(Self {
             service,
             dir: dir.to_owned(),
-            port,
+            address,
         })
     }
 
     /// `host:port`, the first component of its references.
     pub fn host(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        self.address.to_string()
     }
 
     /// A reference to `name` (repository and tag) in it.
@@ -129,14 +145,14 @@ struct LogEntry {
     written: u64,
 }
 
-fn configuration(dir: &Path, port: u16) -> String {
+fn configuration(dir: &Path, listen: SocketAddr) -> String {
     format!(
         "version: 0.1
 log: {{level: info, formatter: json, accesslog: {{disabled: true}}}}
 storage:
   filesystem: {{rootdirectory: \"{}/data\"}}
   delete: {{enabled: true}}
-http: {{addr: \"127.0.0.1:{port}\"}}
+http: {{addr: \"{listen}\"}}
 ",
         dir.display()
     )

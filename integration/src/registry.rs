@@ -114,6 +114,11 @@ impl ScriptedRegistry {
         self.state.script.lock().push(chosen, fault);
     }
 
+    /// Takes all faults out of the script.
+    pub fn clear_script(&self) {
+        self.state.script.lock().clear();
+    }
+
     /// What has been asked so far, in order.
     pub fn requests(&self) -> Vec<Recorded> {
         self.state.requests.lock().clone()

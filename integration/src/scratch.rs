@@ -13,6 +13,8 @@ use nix::unistd::Pid;
 use parking_lot::Mutex;
 use procfs::process::{Process, all_processes};
 
+use crate::link;
+
 /// Those of this process, for [`interrupt`].
 static LIVE: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 /// What the names of all of them begin with.
@@ -105,6 +107,33 @@ pub fn interrupt() {
     }
 }
 
+/// From now on a Ctrl-C, or any other polite request to end, cleans up before it ends us.
+pub fn clean_up_on_signals() -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let mut signals = Vec::new();
+    for kind in [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+    ] {
+        let _guard = runtime.enter();
+        signals.push(signal(kind)?);
+    }
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            let any = signals.iter_mut().map(|signal| Box::pin(signal.recv()));
+            futures::future::select_all(any).await;
+        });
+        eprintln!("interrupted: cleaning up");
+        interrupt();
+        std::process::exit(130);
+    });
+    Ok(())
+}
+
 /// An error if everything is being cleaned up.
 pub(crate) fn check_not_interrupted() -> Result<()> {
     ensure!(!INTERRUPTED.load(Ordering::SeqCst), "interrupted");
@@ -143,6 +172,7 @@ pub fn sweep(dir: &Path) -> Result<()> {
             .with_context(|| format!("cannot unmount {}", point.display()))?;
     }
     remove_namespace(&name(dir));
+    link::remove(&name(dir));
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),

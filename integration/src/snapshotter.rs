@@ -5,6 +5,8 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use nix::sys::signal::Signal;
@@ -13,6 +15,7 @@ use crate::binaries::binary;
 use crate::command::command;
 use crate::containerd::Containerd;
 use crate::distribution::free_port;
+use crate::manager::Manager;
 use crate::scratch::Scratch;
 use crate::service::Service;
 
@@ -23,12 +26,23 @@ pub struct Snapshotter {
     dir: PathBuf,
     socket: PathBuf,
     metrics: u16,
+    manager: Option<Arc<Manager>>,
 }
 
 impl Snapshotter {
     /// Starts it below `scratch` for `containerd`, with its root in `root` below that and the lines
     /// of `config` (TOML, top-level keys first) after those that every test needs.
     pub fn start(scratch: &Scratch, containerd: &Containerd, config: &str) -> Result<Self> {
+        Self::start_under(None, scratch, containerd, config)
+    }
+
+    /// Starts it as a service of `manager`.
+    pub fn start_under(
+        manager: Option<Arc<Manager>>,
+        scratch: &Scratch,
+        containerd: &Containerd,
+        config: &str,
+    ) -> Result<Self> {
         let metrics = free_port()?;
         let dir = scratch.dir("soci")?;
         let head = format!("metrics_address = \"127.0.0.1:{metrics}\"\n");
@@ -37,18 +51,37 @@ impl Snapshotter {
             containerd.socket().display()
         );
         fs::write(dir.join("config.toml"), text)?;
-        Self::start_again(&dir, &containerd.snapshotter_socket(), metrics)
+        Self::start_again(&dir, &containerd.snapshotter_socket(), metrics, manager)
     }
 
     /// Stops it with `signal` and starts it again on the same root.
     pub fn restart(mut self, signal: Signal) -> Result<Self> {
         self.service.stop(signal)?;
-        let (dir, socket, metrics) = (self.dir.clone(), self.socket.clone(), self.metrics);
-        drop(self);
-        Self::start_again(&dir, &socket, metrics)
+        self.start_after_end()
     }
 
-    fn start_again(dir: &Path, socket: &Path, metrics: u16) -> Result<Self> {
+    /// Starts it again when it has ended.
+    pub fn start_after_end(self) -> Result<Self> {
+        let (dir, socket, metrics) = (self.dir.clone(), self.socket.clone(), self.metrics);
+        let manager = self.manager.clone();
+        drop(self);
+        Self::start_again(&dir, &socket, metrics, manager)
+    }
+
+    /// Like [`Self::restart`], and says how long the new process took until it listened.
+    pub fn end_and_start(mut self, signal: Signal) -> Result<(Self, Duration)> {
+        self.service.stop(signal)?;
+        let start = Instant::now();
+        let started = self.start_after_end()?;
+        Ok((started, start.elapsed()))
+    }
+
+    fn start_again(
+        dir: &Path,
+        socket: &Path,
+        metrics: u16,
+        manager: Option<Arc<Manager>>,
+    ) -> Result<Self> {
         let mut daemon = command(binary("soci-snapshotter-grpc")?);
         daemon
             .arg("--address")
@@ -59,6 +92,9 @@ impl Snapshotter {
             .arg("--root")
             .arg(dir.join("root"))
             .args(["--log-level", "info"]);
+        if let Some(manager) = &manager {
+            daemon = manager.command(&daemon)?;
+        }
         let service = Service::start("snapshotter", &mut daemon, &dir.join("daemon.log"))?;
         let (dir, socket) = (dir.to_owned(), socket.to_owned());
         let mut snapshotter = Self {
@@ -66,10 +102,14 @@ impl Snapshotter {
             dir,
             socket: socket.clone(),
             metrics,
+            manager,
         };
         snapshotter
             .service
             .wait_ready(|| UnixStream::connect(&socket).is_ok())?;
+        if let Some(manager) = &snapshotter.manager {
+            manager.started();
+        }
         Ok(snapshotter)
     }
 
@@ -81,6 +121,17 @@ impl Snapshotter {
     /// What it has logged.
     pub fn log(&self) -> String {
         self.service.log()
+    }
+
+    /// The process id of the holder of its descriptors, if there is one.
+    pub fn holder(&self) -> Result<Option<i32>> {
+        let root = self.root().display().to_string();
+        let is_holder = |process: &procfs::process::Process| {
+            let arguments = process.cmdline().unwrap_or_default();
+            arguments.iter().any(|argument| argument == "holder") && arguments.contains(&root)
+        };
+        let mut processes = procfs::process::all_processes()?.filter_map(Result::ok);
+        Ok(processes.find(is_holder).map(|process| process.pid))
     }
 
     /// Its process id.

@@ -7,7 +7,7 @@
 
 mod compressed;
 mod gunzip;
-mod input;
+pub(crate) mod input;
 mod output;
 mod pipeline;
 mod plain;

@@ -5,6 +5,7 @@
 //! * [`Ztoc`]: a layer's table of contents ([`toc`]) and its spans with their
 //!   checkpoints ([`span`], [`checkpoint`]), decoded from and encoded to zTOC 0.9;
 //! * [`builder`]: one pass over a layer that makes a zTOC;
+//! * [`gunzip`]: a whole gzip stream, piece by piece;
 //! * [`inflate`]: raw DEFLATE from any bit with a 32 KiB window in front of the output;
 //! * [`index`]: SOCI index v1 and v2, OCI manifests and indexes as canonical JSON.
 //!
@@ -15,6 +16,7 @@ pub mod builder;
 pub mod checkpoint;
 pub mod digest;
 pub mod error;
+pub mod gunzip;
 mod gzip;
 pub mod index;
 pub mod inflate;
@@ -26,7 +28,7 @@ mod wire;
 mod ztoc;
 
 pub use crate::digest::Digest;
-pub use crate::span::{CompressedSpan, SpanBuffer, SpanTable, VerifiedSpan};
+pub use crate::span::{CompressedSpan, SpanBuffer, SpanDecoder, SpanTable, VerifiedSpan};
 pub use crate::toc::{Entry, EntryKind, Toc};
 pub use crate::unit::{CompressedOffset, SpanId, SpanSize, UncompressedOffset};
 pub use crate::ztoc::{Compression, Ztoc};

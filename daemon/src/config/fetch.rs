@@ -99,6 +99,8 @@ pub struct ResolverConfig {
     pub auth_client_ttl_sec: u64,
     /// Shares tokens among the images of a host.
     pub enable_auth_client_sharing: bool,
+    /// Directories of containerd's `<host>/hosts.toml`, separated by colons; empty: none.
+    pub config_path: String,
     /// `[resolver.host."HOST"]`.
     pub host: BTreeMap<String, HostConfig>,
 }
@@ -108,6 +110,7 @@ impl Default for ResolverConfig {
         Self {
             auth_client_ttl_sec: 3600,
             enable_auth_client_sharing: false,
+            config_path: "/etc/containerd/certs.d:/etc/docker/certs.d".to_owned(),
             host: BTreeMap::new(),
         }
     }

@@ -30,3 +30,13 @@ impl Default for CriKeychainConfig {
         }
     }
 }
+
+/// `[kubelet_keychain]`: the kubelet's credential providers. Both paths are those given to the kubelet.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KubeletKeychainConfig {
+    /// `--image-credential-provider-config`, as JSON; empty: none are used.
+    pub config_path: String,
+    /// `--image-credential-provider-bin-dir`.
+    pub bin_dir: String,
+}

@@ -45,27 +45,29 @@ pub struct PullModeConfig {
     pub enable: bool,
 }
 
-/// `[pull_modes.parallel_pull_unpack]`. Negative numbers: unlimited.
+/// `[pull_modes.parallel_pull_unpack]`. Negative numbers leave it to us: enough to keep link and processors
+/// busy, in bounded memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ParallelPullConfig {
     /// Whether it is used, instead of lazy loading.
     pub enable: bool,
-    /// Whether it is used for images without a SOCI index.
+    /// Whether it is used for images without a usable SOCI index; else containerd pulls them.
     pub experimental_parallel_pull_as_fallback: bool,
-    /// Requests at once.
+    /// Requests at once, for all images.
     pub max_concurrent_downloads: i64,
     /// Requests at once for one image.
     pub max_concurrent_downloads_per_image: i64,
-    /// Size of a request; empty or zero: a whole layer.
+    /// Size of a request; zero: a whole layer; empty: as we think best.
     pub concurrent_download_chunk_size: ByteSize,
-    /// Layers unpacked at once.
+    /// Layers unpacked at once, each while it is downloaded.
     pub max_concurrent_unpacks: i64,
     /// Layers of one image unpacked at once.
     pub max_concurrent_unpacks_per_image: i64,
-    /// Gives containerd no copy of the layers.
+    /// Gives containerd no copy of the layers. They get one only if `content_store.type` is
+    /// `containerd`.
     pub discard_unpacked_layers: bool,
-    /// External decompressors, by compression: `gzip`, `zstd`.
+    /// No effect: layers are decompressed here, while they are downloaded.
     pub decompress_streams: BTreeMap<String, DecompressStream>,
 }
 
@@ -73,12 +75,12 @@ impl Default for ParallelPullConfig {
     fn default() -> Self {
         Self {
             enable: false,
-            experimental_parallel_pull_as_fallback: false,
+            experimental_parallel_pull_as_fallback: true,
             max_concurrent_downloads: -1,
-            max_concurrent_downloads_per_image: 3,
+            max_concurrent_downloads_per_image: -1,
             concurrent_download_chunk_size: ByteSize::default(),
             max_concurrent_unpacks: -1,
-            max_concurrent_unpacks_per_image: 1,
+            max_concurrent_unpacks_per_image: -1,
             discard_unpacked_layers: false,
             decompress_streams: BTreeMap::new(),
         }
@@ -178,6 +180,13 @@ impl TryFrom<String> for ByteSize {
         let bytes = shift.and_then(|shift| number.parse::<u64>().ok()?.checked_mul(1 << shift));
         let bytes = bytes.ok_or_else(|| format!("{text:?} is no size: write 16mb, for example"))?;
         Ok(Self { bytes, text })
+    }
+}
+
+impl ByteSize {
+    /// Whether nothing was said.
+    pub fn is_empty(&self) -> bool {
+        self.text.trim().is_empty()
     }
 }
 

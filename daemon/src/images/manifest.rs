@@ -9,9 +9,9 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use ztoc::Digest;
 
-use crate::content::ContentStore;
+use super::node_content::NodeContent;
 use crate::registry::flight::Flights;
-use crate::registry::{Descriptor, MAX_MANIFEST_SIZE, Reference, Registry};
+use crate::registry::{Descriptor, MAX_MANIFEST_SIZE, Registry};
 use crate::snapshot::images::LayerRequest;
 
 /// Images remembered.
@@ -26,10 +26,32 @@ pub(super) struct Manifests {
     diff_ids: Mutex<LruCache<Digest, Arc<Vec<Digest>>>>,
 }
 
+/// A layer as manifest and configuration describe it.
+#[derive(Debug, Clone)]
+pub(super) struct KnownLayer {
+    /// Digest of the blob.
+    pub(super) digest: Digest,
+    /// Its bytes.
+    pub(super) size: Option<u64>,
+    /// Digest of the tar in it.
+    pub(super) diff_id: Option<Digest>,
+}
+
+impl KnownLayer {
+    /// Nothing is known of the layer but its digest.
+    pub(super) fn unknown(digest: Digest) -> Self {
+        Self {
+            digest,
+            size: None,
+            diff_id: None,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Shared {
     registry: Registry,
-    content: Arc<dyn ContentStore>,
+    content: Arc<NodeContent>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -49,7 +71,7 @@ struct RootFs {
 }
 
 impl Manifests {
-    pub(super) fn new(registry: Registry, content: Arc<dyn ContentStore>) -> Self {
+    pub(super) fn new(registry: Registry, content: Arc<NodeContent>) -> Self {
         Self {
             shared: Arc::new(Shared { registry, content }),
             manifests: Flights::new(),
@@ -67,26 +89,34 @@ impl Manifests {
         Some(layer.size)
     }
 
-    /// Digest of the layer's tar, if manifest and configuration can be had. Without it the digest of
-    /// the blob still decides.
-    pub(super) async fn diff_id(&self, request: &LayerRequest) -> Option<Digest> {
+    /// All layers of the image, lowest first, if the manifest can be had and has the one requested.
+    /// Without the configuration, no diff ID is known: the digest of the blob still decides.
+    pub(super) async fn layers(&self, request: &LayerRequest) -> Option<Vec<KnownLayer>> {
         let manifest = self.manifest(request).await?;
         let mut layers = manifest.layers.iter();
-        let position = layers.position(|layer| layer.digest == request.layer)?;
+        layers.find(|layer| layer.digest == request.layer)?;
         let config = manifest.config.digest;
         let known = self.diff_ids.lock().get(&config).cloned();
         let diff_ids = match known {
-            Some(diff_ids) => diff_ids,
-            None => {
-                let diff_ids = Arc::new(self.shared.diff_ids(&request.image, &config).await?);
-                self.diff_ids.lock().put(config, Arc::clone(&diff_ids));
-                diff_ids
-            }
+            Some(diff_ids) => Some(diff_ids),
+            None => self.shared.diff_ids(request, &config).await.map(Arc::new),
         };
-        diff_ids
-            .get(position)
-            .copied()
-            .filter(|_| diff_ids.len() == manifest.layers.len())
+        if let Some(diff_ids) = &diff_ids {
+            self.diff_ids.lock().put(config, Arc::clone(diff_ids));
+        }
+        let diff_ids = diff_ids.filter(|diff_ids| diff_ids.len() == manifest.layers.len());
+        let known = manifest
+            .layers
+            .iter()
+            .enumerate()
+            .map(|(at, layer)| KnownLayer {
+                digest: layer.digest,
+                size: Some(layer.size),
+                diff_id: diff_ids
+                    .as_ref()
+                    .and_then(|diff_ids| diff_ids.get(at).copied()),
+            });
+        Some(known.collect())
     }
 
     async fn manifest(&self, request: &LayerRequest) -> Option<Arc<Manifest>> {
@@ -95,8 +125,8 @@ impl Manifests {
             return Some(Arc::clone(known));
         }
         let work = || {
-            let (shared, image) = (Arc::clone(&self.shared), request.image.clone());
-            async move { shared.manifest(&image, &digest).await.map(Arc::new) }
+            let (shared, request) = (Arc::clone(&self.shared), request.clone());
+            async move { shared.manifest(&request, &digest).await.map(Arc::new) }
         };
         let manifest = self.manifests.join(digest, work).await?;
         self.known.lock().put(digest, Arc::clone(&manifest));
@@ -105,20 +135,25 @@ impl Manifests {
 }
 
 impl Shared {
-    async fn manifest(&self, image: &Reference, digest: &Digest) -> Option<Manifest> {
-        let bytes = match self.stored(digest).await {
+    async fn manifest(&self, request: &LayerRequest, digest: &Digest) -> Option<Manifest> {
+        let bytes = match self.stored(request, digest).await {
             Some(bytes) => bytes,
-            None => self.registry.manifest(image, digest).await.ok()?.bytes,
+            None => {
+                let fetched = self.registry.manifest(&request.image, digest).await;
+                fetched.ok()?.bytes
+            }
         };
         serde_json::from_slice(&bytes).ok()
     }
 
-    async fn diff_ids(&self, image: &Reference, config: &Digest) -> Option<Vec<Digest>> {
-        let bytes = match self.stored(config).await {
+    async fn diff_ids(&self, request: &LayerRequest, config: &Digest) -> Option<Vec<Digest>> {
+        let bytes = match self.stored(request, config).await {
             Some(bytes) => bytes,
             None => {
-                let fetched = self.registry.fetch(image, config, MAX_MANIFEST_SIZE).await;
-                fetched.ok()?
+                let fetched = self
+                    .registry
+                    .fetch(&request.image, config, MAX_MANIFEST_SIZE);
+                fetched.await.ok()?
             }
         };
         let config: Config = serde_json::from_slice(&bytes).ok()?;
@@ -126,11 +161,10 @@ impl Shared {
         parsed.collect()
     }
 
-    async fn stored(&self, digest: &Digest) -> Option<Bytes> {
-        self.content
-            .get(digest, MAX_MANIFEST_SIZE)
+    async fn stored(&self, request: &LayerRequest, digest: &Digest) -> Option<Bytes> {
+        let content = &self.content;
+        content
+            .get(&request.namespace, digest, MAX_MANIFEST_SIZE)
             .await
-            .ok()
-            .flatten()
     }
 }

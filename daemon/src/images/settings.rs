@@ -1,6 +1,6 @@
 //! The layers of a daemon as its configuration file wants them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,16 +8,18 @@ use anyhow::{Context as _, Result};
 use fuse::MountOptions;
 use tokio::runtime::Handle;
 
-use super::{ImageLayers, ImageOptions, Sources};
-use crate::config::{Config, ContentStoreKind, HostConfig, MirrorConfig};
+use super::{ImageLayers, ImageOptions, PullOptions, Sources, WholeImages};
+use crate::config::{Config, ContentStoreKind, HostConfig, MirrorConfig, ParallelPullConfig};
 use crate::containerd::Containerd;
 use crate::content::{ContainerdStore, ContentStore, OciLayoutStore};
 use crate::discovery::{Discovery, Modes};
 use crate::layer::{LayerOptions, LayerStore};
 use crate::registry::{
-    CredentialProvider, DockerConfig, HttpConfig, Mirror, Registry, RegistryConfig,
+    CredentialProvider, DockerConfig, HttpConfig, KubeletProviders, Mirror, Registry,
+    RegistryConfig,
 };
 use crate::view::Views;
+use crate::view::keeper::Keep;
 
 /// The containerd namespace whose content store is used; SOCI artifacts are stored there by
 /// `soci --namespace`.
@@ -29,15 +31,22 @@ const VERIFICATION_RETRIES: u32 = 2;
 const NO_LIMIT: Duration = Duration::from_secs(1 << 30);
 
 impl ImageLayers {
-    /// Layers kept under `root`, as `config` wants them. Takes off the mounts of an earlier daemon. Must be
-    /// called within a runtime, which everything runs on.
+    /// Layers kept under `root`, as `config` wants them, with the descriptors of their views kept by `keeper`.
+    /// What an earlier daemon mounted is there until it is [adopted](Self::adopt). Must be called within
+    /// a runtime, which everything runs on. `credentials` are further sources of them, asked after those of the
+    /// configuration file.
     ///
     /// # Errors
     /// What cannot be opened, or which setting is wrong.
-    pub fn start(root: &Path, config: &Config) -> Result<Self> {
+    pub fn start(
+        root: &Path,
+        config: &Config,
+        keeper: Arc<dyn Keep>,
+        credentials: Vec<Arc<dyn CredentialProvider>>,
+    ) -> Result<Self> {
         let runtime = Handle::current();
-        let registry =
-            Registry::new(registry(config)).context("cannot set up the registry client")?;
+        let registry = Registry::new(registry(config, credentials))
+            .context("cannot set up the registry client")?;
         let content = content(root, config)?;
         let modes = Modes {
             v1: config.pull_modes.soci_v1.enable,
@@ -49,14 +58,17 @@ impl ImageLayers {
         let views = root.join("views");
         let mut options = MountOptions::new(root);
         options.log_operations = config.fuse.log_fuse_operations || config.debug;
-        let views = Views::start(&views, options, runtime)
+        let views = Views::start_kept(&views, options, runtime, keeper)
             .with_context(|| format!("cannot prepare {}", views.display()))?;
         let sources = Sources {
             registry,
             content,
             discovery,
+            containerd: containerd(config),
         };
-        Ok(Self::new(sources, layers, views, images(config)))
+        let staging = root.join("unpack");
+        Self::new(sources, layers, views, &staging, images(config))
+            .with_context(|| format!("cannot prepare {}", staging.display()))
     }
 }
 
@@ -70,16 +82,44 @@ fn content(root: &Path, config: &Config) -> Result<Arc<dyn ContentStore>> {
     })
 }
 
-fn registry(config: &Config) -> RegistryConfig {
-    let docker =
-        DockerConfig::from_env().map(|docker| Arc::new(docker) as Arc<dyn CredentialProvider>);
+/// Where containerd can be asked for what it has.
+fn containerd(config: &Config) -> Option<PathBuf> {
+    let address = &config.content_store.containerd_address;
+    (!address.is_empty()).then(|| PathBuf::from(address))
+}
+
+/// Sources of credentials, in the order in which they are asked.
+fn credentials(config: &Config) -> Vec<Arc<dyn CredentialProvider>> {
+    let mut all: Vec<Arc<dyn CredentialProvider>> = Vec::new();
+    if let Some(docker) = DockerConfig::from_env() {
+        all.push(Arc::new(docker));
+    }
+    let kubelet = &config.kubelet_keychain;
+    if !kubelet.config_path.is_empty() {
+        let (path, programs) = (&kubelet.config_path, &kubelet.bin_dir);
+        all.push(Arc::new(KubeletProviders::new(
+            path.into(),
+            programs.into(),
+        )));
+    }
+    all
+}
+
+fn registry(config: &Config, more: Vec<Arc<dyn CredentialProvider>>) -> RegistryConfig {
     let hosts = config.resolver.host.iter();
+    let dirs = config.resolver.config_path.split(':');
+    let mut credentials = credentials(config);
+    credentials.extend(more);
     RegistryConfig {
+        hosts_dirs: dirs
+            .filter(|dir| !dir.is_empty())
+            .map(PathBuf::from)
+            .collect(),
         mirrors: hosts
             .map(|(host, known)| (host.clone(), mirrors(known)))
             .collect(),
         http: http(config),
-        credentials: docker.into_iter().collect(),
+        credentials,
         ..RegistryConfig::default()
     }
 }
@@ -126,6 +166,55 @@ fn images(config: &Config) -> ImageOptions {
             0 => defaults.prepare_timeout,
             seconds => Duration::from_secs(seconds),
         },
+        whole: whole(&config.pull_modes.parallel_pull_unpack),
+        pull: PullOptions {
+            ingest: !config
+                .pull_modes
+                .parallel_pull_unpack
+                .discard_unpacked_layers
+                && config.content_store.kind == ContentStoreKind::Containerd,
+            ..pull(&config.pull_modes.parallel_pull_unpack)
+        },
+        ..defaults
+    }
+}
+
+fn whole(config: &ParallelPullConfig) -> WholeImages {
+    match (config.enable, config.experimental_parallel_pull_as_fallback) {
+        (true, _) => WholeImages::All,
+        (false, true) => WholeImages::Unindexed,
+        (false, false) => WholeImages::Never,
+    }
+}
+
+fn pull(config: &ParallelPullConfig) -> PullOptions {
+    let defaults = PullOptions::default();
+    // A negative number leaves it to us.
+    let limit = |wanted: i64, ours: usize| usize::try_from(wanted).unwrap_or(ours);
+    let downloads_per_image = limit(
+        config.max_concurrent_downloads_per_image,
+        defaults.downloads_per_image,
+    );
+    let unpacks_per_image = limit(
+        config.max_concurrent_unpacks_per_image,
+        defaults.unpacks_per_image,
+    );
+    let ours = |of_all: usize, per_image: usize| of_all.max(per_image);
+    PullOptions {
+        chunk: match &config.concurrent_download_chunk_size {
+            size if size.is_empty() => defaults.chunk,
+            size => Some(size.bytes).filter(|bytes| *bytes > 0),
+        },
+        downloads: limit(
+            config.max_concurrent_downloads,
+            ours(defaults.downloads, downloads_per_image),
+        ),
+        unpacks: limit(
+            config.max_concurrent_unpacks,
+            ours(defaults.unpacks, unpacks_per_image),
+        ),
+        downloads_per_image,
+        unpacks_per_image,
         ..defaults
     }
 }
@@ -156,7 +245,7 @@ mod tests {
             request_timeout_sec = -1
             "#,
         );
-        let registry = registry(&config);
+        let registry = registry(&config, Vec::new());
         assert_eq!(registry.http.max_retries, 3);
         let mirror = &registry.mirrors["registry.test"][0];
         assert_eq!((&*mirror.host, mirror.insecure), ("mirror.test:5000", true));
@@ -173,7 +262,8 @@ mod tests {
     async fn the_defaults_start_on_an_empty_root_and_again_on_the_same() {
         let root = tempfile::tempdir().unwrap();
         for _ in 0..2 {
-            ImageLayers::start(root.path(), &parsed(""))
+            let keeper = Arc::new(crate::view::keeper::Nobody);
+            ImageLayers::start(root.path(), &parsed(""), keeper, Vec::new())
                 .unwrap()
                 .stop()
                 .await;

@@ -17,6 +17,7 @@ use ztoc::{Digest, SpanId, SpanTable, Ztoc};
 use super::Layer;
 use super::counters::LayerCounters;
 use super::engine::{Engine, LayerOptions};
+use super::kept_ztoc::KeptZtoc;
 use super::record::Origin;
 use super::source::BlobSource;
 use crate::registry::flight::Flights;
@@ -292,8 +293,9 @@ impl Shared {
             return Ok(open);
         }
         let dir = self.dir(&layer);
-        let (ztoc, bytes) = read_ztoc(&dir, &layer)?;
-        let (toc, spans) = decode(&layer, &ztoc, &bytes)?.into_parts();
+        let (ztoc, kept, bytes) = read_ztoc(&dir, &layer)?;
+        let decoded = Ztoc::decode_lean(&bytes, Arc::new(kept));
+        let (toc, spans) = decoded.map_err(|source| no_ztoc(&layer, &ztoc, source))?;
         drop(bytes);
         check(&layer, None, &spans)?;
         let tree = Arc::new(fuse::LayerTree::new(toc));
@@ -350,11 +352,15 @@ fn io_error(path: &Path, source: io::Error) -> LayerError {
 }
 
 fn decode(layer: &Digest, ztoc: &Digest, bytes: &[u8]) -> Result<Ztoc, LayerError> {
-    Ztoc::decode(bytes).map_err(|source| LayerError::Ztoc {
+    Ztoc::decode(bytes).map_err(|source| no_ztoc(layer, ztoc, source))
+}
+
+fn no_ztoc(layer: &Digest, ztoc: &Digest, source: DecodeError) -> LayerError {
+    LayerError::Ztoc {
         layer: *layer,
         ztoc: *ztoc,
         source: Box::new(source),
-    })
+    }
 }
 
 /// What a zTOC must fulfil beyond being well-formed.
@@ -383,7 +389,7 @@ fn check(layer: &Digest, size: Option<u64>, spans: &SpanTable) -> Result<(), Lay
     Ok(())
 }
 
-fn read_ztoc(dir: &Path, layer: &Digest) -> Result<(Digest, Vec<u8>), LayerError> {
+fn read_ztoc(dir: &Path, layer: &Digest) -> Result<(Digest, KeptZtoc, Vec<u8>), LayerError> {
     let failed = |path: &Path, source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => LayerError::Missing(*layer),
         io::ErrorKind::InvalidData => LayerError::Damaged { layer: *layer },
@@ -393,18 +399,12 @@ fn read_ztoc(dir: &Path, layer: &Digest) -> Result<(Digest, Vec<u8>), LayerError
     let record = Origin::read(&origin, layer).map_err(|source| failed(&origin, source))?;
     let ztoc = record.ztoc();
     let path = dir.join("ztoc");
-    let size = path
-        .metadata()
-        .map_err(|source| failed(&path, source))?
-        .len();
-    let bytes = match size {
-        0..=MAX_ZTOC_SIZE => fs::read(&path).map_err(|source| failed(&path, source))?,
-        _ => Vec::new(),
-    };
+    let (kept, bytes) =
+        KeptZtoc::open(&path, MAX_ZTOC_SIZE).map_err(|source| failed(&path, source))?;
     if Digest::of(&bytes) != ztoc {
         return Err(LayerError::Damaged { layer: *layer });
     }
-    Ok((ztoc, bytes))
+    Ok((ztoc, kept, bytes))
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -39,6 +40,8 @@ pub struct Blob {
     size: u64,
     /// Final URLs by endpoint.
     moved: Mutex<HashMap<String, Url>>,
+    /// A host answered a range with the whole blob.
+    whole: AtomicBool,
 }
 
 impl Blob {
@@ -49,6 +52,7 @@ impl Blob {
             digest,
             size,
             moved: Mutex::new(HashMap::new()),
+            whole: AtomicBool::new(false),
         }
     }
 
@@ -60,6 +64,11 @@ impl Blob {
     /// The blob's size in bytes.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Whether a host has answered a range with the whole blob: then many ranges cost too much.
+    pub(super) fn ignores_ranges(&self) -> bool {
+        self.whole.load(Ordering::Relaxed)
     }
 
     /// The bytes of `range`, which is not empty and lies within the blob.
@@ -162,6 +171,9 @@ impl Blob {
     }
 
     async fn take(&self, answer: Answer, range: Range<u64>) -> Result<Bytes, Problem> {
+        if answer.response.status() == StatusCode::OK && range != (0..self.size) {
+            self.whole.store(true, Ordering::Relaxed);
+        }
         range::read(answer, range, self.size, &self.registry.transport().http).await
     }
 }

@@ -5,8 +5,12 @@ use std::fmt;
 use async_trait::async_trait;
 
 mod docker_config;
+mod exec;
+mod image_pattern;
+mod kubelet;
 
 pub use docker_config::DockerConfig;
+pub use kubelet::KubeletProviders;
 
 /// What a registry is shown. `Debug` hides the secret.
 #[derive(Clone, PartialEq, Eq, Hash)]

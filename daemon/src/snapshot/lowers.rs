@@ -49,6 +49,12 @@ impl LowerDirs {
         }
     }
 
+    /// Whether there is nothing below. Mounts nothing.
+    pub fn is_empty(&self) -> bool {
+        let mounted = self.mounted.get();
+        self.lowers.is_empty() && mounted.is_none_or(|mounted| mounted.paths.is_empty())
+    }
+
     /// The paths, nearest first, valid as long as `self` is. Mounts what is not mounted yet.
     ///
     /// # Errors

@@ -1,25 +1,27 @@
 //! Puts tar members into a directory the way containerd's overlayfs snapshotter would.
 
+use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufRead};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{
-    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmodat, fstatat, makedev, mkdirat,
-    mknodat, utimensat,
+    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstatat, futimens,
+    makedev, mkdirat, mknodat, utimensat,
 };
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, fchownat, linkat, symlinkat};
+use nix::unistd::{Gid, Uid, fchown, fchownat, linkat, symlinkat};
+use xattr::FileExt as _;
 use ztoc::toc::Timestamp;
 use ztoc::{Entry, EntryKind};
 
 use super::archive::Archive;
 use super::error::UnpackError;
-use super::lower::Lowers;
-use super::rooted::{Implied, Place, Rooted, clean, proc_path, remove};
+use super::implied::Implied;
+use super::rooted::{Place, Rooted, clean, proc_path, remove};
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -27,28 +29,31 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 const LAST_SECOND: i64 = i64::MAX / 1_000_000_000;
 
 /// A layer on its way into a directory.
-pub(super) struct Applier<'a> {
+pub(super) struct Applier {
     root: Rooted,
-    lowers: Lowers<'a>,
+    /// Nothing lies below: there is nothing to hide.
+    lowest: bool,
     /// Directories and their times: set last, since what is made in a directory changes them.
     times: Vec<(PathBuf, TimeSpec)>,
     /// Hard links whose target has not come yet.
     links: Vec<Entry>,
+    implied: Vec<Implied>,
 }
 
-impl<'a> Applier<'a> {
-    /// Unpacks into `dir`, whose lower directories are `parents`, nearest first.
-    pub(super) fn new(dir: &Path, parents: &'a [PathBuf]) -> io::Result<Self> {
+impl Applier {
+    /// Unpacks into `dir`.
+    pub(super) fn new(dir: &Path, lowest: bool) -> io::Result<Self> {
         Ok(Self {
             root: Rooted::open(dir)?,
-            lowers: Lowers::new(parents),
+            lowest,
             times: Vec::new(),
             links: Vec::new(),
+            implied: Vec::new(),
         })
     }
 
     /// Applies one member, whose data `archive` gives.
-    pub(super) fn apply<R: Read>(
+    pub(super) fn apply<R: BufRead>(
         &mut self,
         entry: Entry,
         archive: &mut Archive<R>,
@@ -65,28 +70,29 @@ impl<'a> Applier<'a> {
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
             return self.whiteout(&place, hidden, &entry).map_err(failed);
         }
-        self.make_room(&place, &entry).map_err(failed)?;
         if entry.kind == EntryKind::Regular {
-            regular(&place, &entry, archive)?;
-        } else if !self.create(&place, &entry).map_err(failed)? {
+            return self.regular(&place, &entry, archive);
+        }
+        if !self.make(&place, &entry).map_err(failed)? {
             self.links.push(entry);
             return Ok(());
         }
-        describe(&place, &entry).map_err(failed)?;
+        let made = describe(&place, &entry).map_err(failed)?;
         if entry.kind == EntryKind::Directory {
+            self.described(&made);
             self.times.push((path, bounded(entry.mtime)));
         }
         Ok(())
     }
 
-    /// Makes what had to wait for the end of the archive.
-    pub(super) fn finish(mut self) -> Result<(), UnpackError> {
+    /// Makes what had to wait for the end of the archive. The directories that were only implied
+    /// look like those below once [`Implied::settle`] is called.
+    pub(super) fn finish(mut self) -> Result<Vec<Implied>, UnpackError> {
         for entry in std::mem::take(&mut self.links) {
             let failed = |source| UnpackError::entry(&entry.name, source);
             let place = self.place(&clean(&entry.name)).map_err(failed)?;
             if let Some(place) = place {
-                self.make_room(&place, &entry).map_err(failed)?;
-                if !self.create(&place, &entry).map_err(failed)? {
+                if !self.make(&place, &entry).map_err(failed)? {
                     return Err(failed(Errno::ENOENT.into()));
                 }
                 describe(&place, &entry).map_err(failed)?;
@@ -98,47 +104,80 @@ impl<'a> Applier<'a> {
             let Ok(dir) = self.root.resolve(path) else {
                 continue;
             };
-            nix::sys::stat::futimens(&*dir, time, time).map_err(|errno| failed(errno.into()))?;
+            futimens(&*dir, time, time).map_err(|errno| failed(errno.into()))?;
         }
-        Ok(())
+        Ok(self.implied)
     }
 
-    /// The place of a cleaned path; directories missing on the way look like those below.
+    /// The place of a cleaned path; directories missing on the way are made.
     fn place(&mut self, path: &Path) -> io::Result<Option<Place>> {
-        let (lowers, times) = (&mut self.lowers, &mut self.times);
-        let mut implied = |made: Implied| {
-            if let Some(time) = lowers.copy_to(&made)? {
-                times.push((made.path, time));
-            }
+        let implied = &mut self.implied;
+        self.root.place(path, &mut |path, dir| {
+            implied.push(Implied::new(path, &dir)?);
             Ok(())
-        };
-        self.root.place(path, &mut implied)
+        })
     }
 
-    /// Removes what stands where `entry` goes; a directory stays for a directory.
-    fn make_room(&mut self, place: &Place, entry: &Entry) -> io::Result<()> {
+    /// Remembers that a directory has been described, should it have been implied before.
+    fn described(&mut self, dir: &FileStat) {
+        let same = self.implied.iter_mut().filter(|implied| implied.is(dir));
+        same.for_each(|implied| implied.described = true);
+    }
+
+    /// Makes anything but a regular file, in place of whatever stands there; a directory stays for a
+    /// directory. `false` for a hard link whose target is not there.
+    fn make(&mut self, place: &Place, entry: &Entry) -> io::Result<bool> {
+        match self.create(place, entry) {
+            Err(error) if exists(&error) => {}
+            made => return made,
+        }
+        if self.make_room(place, entry)? {
+            return Ok(true);
+        }
+        self.create(place, entry)
+    }
+
+    /// Removes what stands where `entry` goes, unless both are directories; whether they are.
+    fn make_room(&mut self, place: &Place, entry: &Entry) -> io::Result<bool> {
         let Some(found) = stat(place)? else {
-            return Ok(());
+            return Ok(false);
         };
         let directory = kind(&found) == SFlag::S_IFDIR;
         if directory && entry.kind == EntryKind::Directory {
-            return Ok(());
+            return Ok(true);
         }
         if directory || kind(&found) == SFlag::S_IFLNK {
             self.root.forget();
         }
-        remove(place, directory)
+        remove(place, directory)?;
+        Ok(false)
     }
 
-    /// Makes anything but a regular file; `false` for a hard link whose target is not there.
+    fn regular<R: BufRead>(
+        &mut self,
+        place: &Place,
+        entry: &Entry,
+        archive: &mut Archive<R>,
+    ) -> Result<(), UnpackError> {
+        let failed = |source| UnpackError::entry(&entry.name, source);
+        let opened = match open_new(place) {
+            Err(Errno::EEXIST) => {
+                self.make_room(place, entry).map_err(failed)?;
+                open_new(place)
+            }
+            opened => opened,
+        };
+        let file = opened.map_err(|errno| failed(errno.into()))?;
+        archive.copy_data(entry, &file)?;
+        describe_file(&file, entry).map_err(failed)
+    }
+
+    /// Makes anything but a regular file where nothing stands.
     fn create(&self, place: &Place, entry: &Entry) -> io::Result<bool> {
         let (dir, name) = (place.dir(), place.name.as_os_str());
         match entry.kind {
-            EntryKind::Directory => match mkdirat(dir, name, Mode::from_bits_truncate(0o755)) {
-                Ok(()) | Err(Errno::EEXIST) => {}
-                Err(errno) => return Err(errno.into()),
-            },
-            EntryKind::SymLink => symlinkat(std::ffi::OsStr::from_bytes(&entry.link), dir, name)?,
+            EntryKind::Directory => mkdirat(dir, name, Mode::from_bits_truncate(0o755))?,
+            EntryKind::SymLink => symlinkat(OsStr::from_bytes(&entry.link), dir, name)?,
             EntryKind::HardLink => return self.link(place, entry),
             EntryKind::CharDevice => node(place, entry, SFlag::S_IFCHR)?,
             EntryKind::BlockDevice => node(place, entry, SFlag::S_IFBLK)?,
@@ -165,7 +204,7 @@ impl<'a> Applier<'a> {
 
     /// Hides what lower layers have in this directory. Means nothing in the lowest layer.
     fn opaque(&self, place: &Place) -> io::Result<()> {
-        if self.lowers.is_empty() {
+        if self.lowest {
             return Ok(());
         }
         xattr::set_deref(proc_path(place.dir()), "trusted.overlay.opaque", b"y")
@@ -177,10 +216,10 @@ impl<'a> Applier<'a> {
             let detail = "a whiteout of nothing";
             return Err(io::Error::new(io::ErrorKind::InvalidData, detail));
         }
-        if self.lowers.is_empty() {
+        if self.lowest {
             return Ok(());
         }
-        let hidden = std::ffi::OsStr::from_bytes(hidden);
+        let hidden = OsStr::from_bytes(hidden);
         match mknodat(place.dir(), hidden, SFlag::S_IFCHR, Mode::empty(), 0) {
             Ok(()) => own(place, hidden, entry),
             Err(Errno::EEXIST) => Ok(()),
@@ -189,16 +228,14 @@ impl<'a> Applier<'a> {
     }
 }
 
-fn regular<R: Read>(
-    place: &Place,
-    entry: &Entry,
-    archive: &mut Archive<R>,
-) -> Result<(), UnpackError> {
+fn exists(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::EEXIST as i32)
+}
+
+fn open_new(place: &Place) -> nix::Result<File> {
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
     let mode = Mode::from_bits_truncate(0o600);
-    let file = openat(place.dir(), place.name.as_os_str(), flags, mode)
-        .map_err(|errno| UnpackError::entry(&entry.name, errno.into()))?;
-    archive.copy_data(entry, &File::from(file))
+    openat(place.dir(), place.name.as_os_str(), flags, mode).map(File::from)
 }
 
 fn node(place: &Place, entry: &Entry, kind: SFlag) -> io::Result<()> {
@@ -218,32 +255,44 @@ fn node(place: &Place, entry: &Entry, kind: SFlag) -> io::Result<()> {
 }
 
 /// Gives what was made its owner, extended attributes, mode and time, in this order: a change of owner
-/// clears setuid bits and capabilities.
-fn describe(place: &Place, entry: &Entry) -> io::Result<()> {
+/// clears setuid bits and capabilities. Tells what was found there.
+fn describe(place: &Place, entry: &Entry) -> io::Result<FileStat> {
     let (dir, name) = (place.dir(), place.name.as_os_str());
     let Some(found) = stat(place)? else {
         return Err(Errno::ENOENT.into());
     };
     own(place, name, entry)?;
     for (key, value) in entry.xattrs() {
-        set_xattr(place, &found, key, value)?;
+        let plain = matches!(kind(&found), SFlag::S_IFREG | SFlag::S_IFDIR);
+        let set = |key: &OsStr| xattr::set(place.proc_path(), key, value);
+        set_xattr(key, plain, set)?;
     }
     if kind(&found) != SFlag::S_IFLNK {
-        let bits = u32::try_from(entry.mode & 0o7777).unwrap_or_default();
-        let mode = Mode::from_bits_truncate(bits);
-        fchmodat(dir, name, mode, FchmodatFlags::FollowSymlink)?;
+        fchmodat(dir, name, mode(entry), FchmodatFlags::FollowSymlink)?;
     }
     let time = bounded(entry.mtime);
-    Ok(utimensat(
-        dir,
-        name,
-        &time,
-        &time,
-        UtimensatFlags::NoFollowSymlink,
-    )?)
+    let flags = UtimensatFlags::NoFollowSymlink;
+    utimensat(dir, name, &time, &time, flags)?;
+    Ok(found)
 }
 
-fn own(place: &Place, name: &std::ffi::OsStr, entry: &Entry) -> io::Result<()> {
+/// The same for a regular file that is open.
+fn describe_file(file: &File, entry: &Entry) -> io::Result<()> {
+    let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
+    fchown(file, Some(uid), Some(gid))?;
+    for (key, value) in entry.xattrs() {
+        set_xattr(key, true, |key| file.set_xattr(key, value))?;
+    }
+    fchmod(file, mode(entry))?;
+    let time = bounded(entry.mtime);
+    Ok(futimens(file, &time, &time)?)
+}
+
+fn mode(entry: &Entry) -> Mode {
+    Mode::from_bits_truncate(u32::try_from(entry.mode & 0o7777).unwrap_or_default())
+}
+
+fn own(place: &Place, name: &OsStr, entry: &Entry) -> io::Result<()> {
     let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
     let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
     Ok(fchownat(place.dir(), name, Some(uid), Some(gid), flags)?)
@@ -251,13 +300,15 @@ fn own(place: &Place, name: &std::ffi::OsStr, entry: &Entry) -> io::Result<()> {
 
 /// Sets an attribute, except those that only the system may give (`trusted.`): a layer could fake
 /// overlayfs's own with them. What the file system or the kind of file cannot have is left out.
-fn set_xattr(place: &Place, found: &FileStat, key: &[u8], value: &[u8]) -> io::Result<()> {
+fn set_xattr(
+    key: &[u8],
+    plain: bool,
+    set: impl FnOnce(&OsStr) -> io::Result<()>,
+) -> io::Result<()> {
     if key.starts_with(b"trusted.") {
         return Ok(());
     }
-    let plain = matches!(kind(found), SFlag::S_IFREG | SFlag::S_IFDIR);
-    let set = xattr::set(place.proc_path(), std::ffi::OsStr::from_bytes(key), value);
-    match set {
+    match set(OsStr::from_bytes(key)) {
         Err(error) => match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENOTSUP) => Ok(()),
             Some(Errno::EPERM) if !plain && key.starts_with(b"user.") => Ok(()),

@@ -1,7 +1,7 @@
 //! A tar stream, member by member.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufRead};
 use std::os::unix::fs::FileExt as _;
 
 use ztoc::tar::Scanner;
@@ -18,22 +18,17 @@ const HEADERS: usize = 2 << 20;
 pub(super) struct Archive<R> {
     input: R,
     scanner: Scanner,
-    buffer: Box<[u8]>,
-    /// What of `buffer` has been read and not yet been scanned.
-    ready: std::ops::Range<usize>,
-    /// Where `ready` begins in the tar.
+    /// How much of the tar has been scanned.
     position: u64,
     /// The bytes in front of the member's data, for maps of sparse files.
     headers: Vec<u8>,
 }
 
-impl<R: Read> Archive<R> {
+impl<R: BufRead> Archive<R> {
     pub(super) fn new(input: R) -> Self {
         Self {
             input,
             scanner: Scanner::new(),
-            buffer: vec![0; 128 << 10].into_boxed_slice(),
-            ready: 0..0,
             position: 0,
             headers: Vec::new(),
         }
@@ -42,8 +37,11 @@ impl<R: Read> Archive<R> {
     /// The next member, or `None` at the end. Its data is skipped unless it is copied before.
     pub(super) fn next_member(&mut self) -> Result<Option<Entry>, UnpackError> {
         self.headers.clear();
-        while self.fill().map_err(UnpackError::Read)? {
-            let bytes = &self.buffer[self.ready.clone()];
+        loop {
+            let bytes = self.input.fill_buf().map_err(UnpackError::Read)?;
+            if bytes.is_empty() {
+                break;
+            }
             let (taken, entry) = self.scanner.step(bytes)?;
             if self.headers.len() < HEADERS {
                 self.headers.extend_from_slice(&bytes[..taken]);
@@ -94,13 +92,12 @@ impl<R: Read> Archive<R> {
         }
         let (mut at, mut left) = (extent.file_offset, extent.len);
         while left > 0 {
-            if !self.fill().map_err(UnpackError::Read)? {
+            let bytes = self.input.fill_buf().map_err(UnpackError::Read)?;
+            if bytes.is_empty() {
                 return Err(UnpackError::Read(io::ErrorKind::UnexpectedEof.into()));
             }
-            let length = usize::try_from(left)
-                .unwrap_or(usize::MAX)
-                .min(self.ready.len());
-            let bytes = &self.buffer[self.ready.start..self.ready.start + length];
+            let length = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+            let bytes = &bytes[..length];
             self.scanner.feed(bytes)?;
             file.write_all_at(bytes, at)
                 .map_err(|error| UnpackError::entry(&entry.name, error))?;
@@ -111,21 +108,8 @@ impl<R: Read> Archive<R> {
         Ok(())
     }
 
-    /// Has something in the buffer; `false` at the end of the input.
-    fn fill(&mut self) -> io::Result<bool> {
-        while self.ready.is_empty() {
-            match self.input.read(&mut self.buffer) {
-                Ok(0) => return Ok(false),
-                Ok(length) => self.ready = 0..length,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(true)
-    }
-
     fn consume(&mut self, length: usize) {
-        self.ready.start += length;
+        self.input.consume(length);
         self.position += length as u64;
     }
 }

@@ -57,6 +57,11 @@ pub enum UnpackError {
 }
 
 impl UnpackError {
+    /// Whether the bytes were at fault, so that the same layer from elsewhere may be right.
+    pub fn is_of_the_blob(&self) -> bool {
+        matches!(self, Self::Read(_) | Self::Layer { .. } | Self::Tar(_))
+    }
+
     pub(super) fn entry(name: &[u8], source: io::Error) -> Self {
         let name = String::from_utf8_lossy(name).chars().take(200).collect();
         Self::Entry { name, source }

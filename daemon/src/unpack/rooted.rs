@@ -37,13 +37,9 @@ pub(super) struct Place {
     pub(super) name: OsString,
 }
 
-/// A directory that had to be made on the way.
-pub(super) struct Implied {
-    /// Where, from the root, links resolved.
-    pub(super) path: PathBuf,
-    /// The directory.
-    pub(super) dir: Rc<OwnedFd>,
-}
+/// Told of a directory that had to be made on the way: where it is from the root, links resolved,
+/// and the directory.
+pub(super) type OnImplied<'a> = dyn FnMut(PathBuf, Rc<OwnedFd>) -> io::Result<()> + 'a;
 
 impl Place {
     /// The directory's descriptor.
@@ -94,7 +90,7 @@ impl Rooted {
     pub(super) fn place(
         &mut self,
         path: &Path,
-        implied: &mut dyn FnMut(Implied) -> io::Result<()>,
+        implied: &mut OnImplied<'_>,
     ) -> io::Result<Option<Place>> {
         let Some(name) = path.file_name() else {
             return Ok(None);
@@ -136,20 +132,23 @@ impl Rooted {
         Ok(Rc::new(openat2(&*self.root, path, how)?))
     }
 
+    /// The directory at `path`, if no link leads there.
+    pub(super) fn directly(&self, path: &Path) -> io::Result<OwnedFd> {
+        let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS;
+        let how = OpenHow::new().flags(DIRECTORY).resolve(resolve);
+        Ok(openat2(&*self.root, path, how)?)
+    }
+
     /// Goes to the directory step by step, making what is missing.
-    fn walk(
-        &self,
-        path: &Path,
-        implied: &mut dyn FnMut(Implied) -> io::Result<()>,
-    ) -> io::Result<Rc<OwnedFd>> {
+    fn walk(&self, path: &Path, implied: &mut OnImplied<'_>) -> io::Result<Rc<OwnedFd>> {
         let mut way = Way {
             stack: vec![(OsString::new(), Rc::clone(&self.root))],
             ahead: path.iter().map(OsStr::to_owned).collect(),
             links: 0,
         };
         while let Some(component) = way.ahead.pop_front() {
-            if let Some(made) = way.step(&component)? {
-                implied(made)?;
+            if way.step(&component)? {
+                implied(way.path(), way.here())?;
             }
         }
         Ok(way.here())
@@ -175,13 +174,13 @@ impl Way {
     }
 
     /// Goes one component on; tells if it had to make it.
-    fn step(&mut self, component: &OsStr) -> io::Result<Option<Implied>> {
+    fn step(&mut self, component: &OsStr) -> io::Result<bool> {
         match component.as_bytes() {
-            b"" | b"." => return Ok(None),
+            b"" | b"." => return Ok(false),
             b".." => {
                 self.stack
                     .truncate(self.stack.len().saturating_sub(1).max(1));
-                return Ok(None);
+                return Ok(false);
             }
             _ => {}
         }
@@ -192,14 +191,13 @@ impl Way {
             Err(Errno::ENOENT) => {
                 mkdirat(&*here, component, Mode::from_bits_truncate(0o755))?;
                 let dir = Rc::new(openat(&*here, component, flags, Mode::empty())?);
-                self.stack.push((component.to_owned(), Rc::clone(&dir)));
-                let path = self.path();
-                return Ok(Some(Implied { path, dir }));
+                self.stack.push((component.to_owned(), dir));
+                return Ok(true);
             }
             Err(Errno::ELOOP | Errno::ENOTDIR) => self.follow(component)?,
             Err(errno) => return Err(errno.into()),
         }
-        Ok(None)
+        Ok(false)
     }
 
     /// Continues at the target of a symbolic link.
@@ -245,8 +243,8 @@ mod tests {
     fn made(root: &Path, path: &str) -> io::Result<Vec<PathBuf>> {
         let mut all = Vec::new();
         let mut rooted = Rooted::open(root)?;
-        let place = rooted.place(&clean(path.as_bytes()), &mut |implied| {
-            all.push(implied.path);
+        let place = rooted.place(&clean(path.as_bytes()), &mut |path, _| {
+            all.push(path);
             Ok(())
         })?;
         if let Some(place) = place {

@@ -182,7 +182,14 @@ impl Snapshot {
     ) -> Result<(), UnpackError> {
         let chunks = blob.chunks(10_007).map(Bytes::copy_from_slice).map(Ok);
         let chunks: Vec<io::Result<Bytes>> = chunks.collect();
-        unpack(stream::iter(chunks), expected, &self.fs(), parents).await
+        let site = self.site(parents.is_empty());
+        let unpacked = unpack(stream::iter(chunks), expected, site).await?;
+        unpacked.move_to(&self.fs(), parents)
+    }
+
+    fn site(&self, lowest: bool) -> Site<'_> {
+        let beside = self.dir.path();
+        Site { beside, lowest }
     }
 
     /// `fs` is as it was, and nothing else was left in the snapshot's directory.
@@ -536,12 +543,12 @@ async fn a_download_that_breaks_or_is_given_up_leaves_the_directory_empty() {
     let snapshot = Snapshot::new();
     let first = || stream::iter([Ok(Bytes::copy_from_slice(&tar[..1000]))]);
     let broken = first().chain(stream::iter([Err(io::Error::other("reset"))]));
-    let failed = unpack(broken, expected, &snapshot.fs(), &[]).await;
+    let failed = unpack(broken, expected, snapshot.site(true)).await;
     assert!(failed.unwrap_err().to_string().contains("reset"));
     snapshot.assert_untouched();
 
-    let dir = snapshot.fs();
-    let stalled = unpack(first().chain(stream::pending()), expected, &dir, &[]);
+    let stalled = first().chain(stream::pending());
+    let stalled = unpack(stalled, expected, snapshot.site(true));
     let given_up = tokio::time::timeout(std::time::Duration::from_millis(100), stalled).await;
     assert!(given_up.is_err());
     for _ in 0..100 {

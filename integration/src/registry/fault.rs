@@ -105,6 +105,10 @@ impl Script {
         });
     }
 
+    pub(super) fn clear(&mut self) {
+        self.lines.clear();
+    }
+
     /// The fault that strikes this request. Every line counts the requests it is about.
     pub(super) fn strike(&mut self, method: &str, path: &str) -> Option<Fault> {
         let mut struck = None;

@@ -7,7 +7,7 @@ const CHUNK_LEN: usize = 256 << 10;
 
 /// A reader with the bytes that have been read and are still needed.
 #[derive(Debug)]
-pub(super) struct Input<R> {
+pub(crate) struct Input<R> {
     reader: R,
     buffer: Vec<u8>,
     /// How much of the front of `buffer` is used up.
@@ -18,7 +18,7 @@ pub(super) struct Input<R> {
 }
 
 impl<R: Read> Input<R> {
-    pub(super) fn new(reader: R) -> Self {
+    pub(crate) fn new(reader: R) -> Self {
         Self {
             reader,
             buffer: Vec::new(),
@@ -29,28 +29,28 @@ impl<R: Read> Input<R> {
     }
 
     /// What has been read and not released.
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.buffer[self.used..]
     }
 
     /// What has been released since the buffer was filled.
-    pub(super) fn released(&self) -> &[u8] {
+    pub(crate) fn released(&self) -> &[u8] {
         &self.buffer[..self.used]
     }
 
     /// Position of the first of [`Self::bytes`] in the blob.
-    pub(super) fn base(&self) -> u64 {
+    pub(crate) fn base(&self) -> u64 {
         self.end - self.bytes().len() as u64
     }
 
     /// Gives up the first `len` bytes.
-    pub(super) fn release(&mut self, len: usize) {
+    pub(crate) fn release(&mut self, len: usize) {
         assert!(len <= self.bytes().len(), "released more than there is");
         self.used += len;
     }
 
     /// Reads more and forgets what has been released; whether there was more.
-    pub(super) fn fill(&mut self) -> std::io::Result<bool> {
+    pub(crate) fn fill(&mut self) -> std::io::Result<bool> {
         self.buffer.drain(..self.used);
         self.used = 0;
         let start = self.buffer.len();

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,15 +12,13 @@ use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::process::{Child, Command};
+use tokio::io::AsyncReadExt as _;
 
-use super::{CredentialError, CredentialProvider, CredentialQuery, Credentials};
+use super::{CredentialError, CredentialProvider, CredentialQuery, Credentials, exec};
 
 /// Docker Hub's key, which is a URL of its first API.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
 const MAX_FILE: u64 = 4 << 20;
-const MAX_HELPER_ANSWER: u64 = 1 << 20;
 const HELPER_PATIENCE: Duration = Duration::from_secs(20);
 /// User name by which a helper says that the secret is an identity token.
 const TOKEN_USER: &str = "<token>";
@@ -223,18 +220,9 @@ async fn ask_helper(
         return Err(error(String::from("not the name of a helper")));
     }
     let path = dir.map_or_else(|| PathBuf::from(&program), |dir| dir.join(&program));
-    let child = Command::new(path)
-        .arg("get")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|cause| error(format!("cannot be run: {cause}")))?;
-    let answered = tokio::time::timeout(HELPER_PATIENCE, converse(child, server)).await;
-    let (success, output) = answered
-        .map_err(|_| error(format!("no answer in {} s", HELPER_PATIENCE.as_secs())))?
-        .map_err(|cause| error(cause.to_string()))?;
+    let arguments = [String::from("get")];
+    let answered = exec::ask(&path, &arguments, &[], server.as_bytes(), HELPER_PATIENCE).await;
+    let exec::Answer { success, output } = answered.map_err(error)?;
     if !success {
         // The protocol's way to say that it knows nothing of this server.
         return if output.starts_with(b"credentials not found") {
@@ -246,21 +234,6 @@ async fn ask_helper(
     let answer: HelperAnswer = serde_json::from_slice(&output)
         .map_err(|_| error(String::from("its answer is not in the protocol")))?;
     Ok(answer.into_credentials())
-}
-
-async fn converse(mut child: Child, server: &str) -> std::io::Result<(bool, Vec<u8>)> {
-    if let Some(mut stdin) = child.stdin.take() {
-        // A helper that has answered without reading its input is right too.
-        let _ = stdin.write_all(server.as_bytes()).await;
-    }
-    let mut output = Vec::new();
-    if let Some(stdout) = child.stdout.take() {
-        stdout
-            .take(MAX_HELPER_ANSWER)
-            .read_to_end(&mut output)
-            .await?;
-    }
-    Ok((child.wait().await?.success(), output))
 }
 
 impl HelperAnswer {

@@ -1,0 +1,168 @@
+//! Whole layers: all of an image that are not lazy are pulled and unpacked ahead, several at a time.
+//!
+//! containerd asks for one layer after another, from the bottom. With the first, a pull of the image begins:
+//! its layers are downloaded and unpacked beside the snapshots, in order, as many at a time as the
+//! limits allow. Each `Prepare` then waits for its own and moves it into place.
+//!
+//! A pull lives as long as someone waits for it. When the last one gives up, what is under way ends;
+//! what is finished is kept for a while, since the client will come back for it.
+
+mod job;
+mod pull;
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use ztoc::Digest;
+
+use self::pull::Pull;
+use super::manifest::KnownLayer;
+use super::node_content::NodeContent;
+use crate::registry::{Reference, Registry};
+use crate::snapshot::images::LayerRequest;
+use crate::unpack::Unpacked;
+
+/// Limits of pulling whole layers.
+#[derive(Debug, Clone)]
+pub struct PullOptions {
+    /// Bytes of one request (`concurrent_download_chunk_size`); `None`: a whole layer.
+    pub chunk: Option<u64>,
+    /// Requests at once (`max_concurrent_downloads`).
+    pub downloads: usize,
+    /// Requests at once for one image (`max_concurrent_downloads_per_image`).
+    pub downloads_per_image: usize,
+    /// Layers unpacked at once (`max_concurrent_unpacks`).
+    pub unpacks: usize,
+    /// Layers of one image unpacked at once (`max_concurrent_unpacks_per_image`).
+    pub unpacks_per_image: usize,
+    /// Layers are also written into containerd's content store (not `discard_unpacked_layers`).
+    pub ingest: bool,
+    /// How long a pull goes on that nobody waits for: containerd asks for the next layer at once.
+    pub idle: Duration,
+    /// How long finished layers are kept that nobody waits for.
+    pub keep: Duration,
+}
+
+impl Default for PullOptions {
+    fn default() -> Self {
+        let processors = std::thread::available_parallelism().map_or(2, usize::from);
+        Self {
+            chunk: Some(4 << 20),
+            downloads: 24,
+            downloads_per_image: 12,
+            unpacks: processors.max(2) + 2,
+            unpacks_per_image: processors.max(2) + 1,
+            ingest: false,
+            idle: Duration::from_secs(30),
+            keep: Duration::from_secs(300),
+        }
+    }
+}
+
+/// The pulls under way.
+#[derive(Debug)]
+pub(super) struct Pulls {
+    shared: Arc<Shared>,
+}
+
+/// What all pulls have in common.
+#[derive(Debug)]
+struct Shared {
+    options: PullOptions,
+    registry: Registry,
+    content: Arc<NodeContent>,
+    /// Where layers are unpacked; empty when no pull is under way.
+    dir: PathBuf,
+    /// Locked before a pull's own state.
+    running: Mutex<HashMap<Key, Arc<Pull>>>,
+    downloads: Arc<Semaphore>,
+    unpacks: Arc<Semaphore>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// An image as it is pulled: namespace, host, repository, and the digest of the manifest, or of the only
+/// layer that is known.
+type Key = (String, String, String, Digest);
+
+impl Pulls {
+    /// Unpacks below `dir`, which is made if it is missing; what an earlier process left in it is
+    /// removed in the background.
+    pub(super) fn start(
+        dir: &Path,
+        registry: Registry,
+        content: Arc<NodeContent>,
+        options: PullOptions,
+    ) -> io::Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let left = std::fs::read_dir(dir)?.collect::<io::Result<Vec<_>>>()?;
+        let tasks = TaskTracker::new();
+        if !left.is_empty() {
+            tasks.spawn_blocking(move || {
+                for entry in left {
+                    if let Err(error) = std::fs::remove_dir_all(entry.path()) {
+                        let path = entry.path();
+                        tracing::warn!(path = %path.display(), %error, "a half unpacked layer stays");
+                    }
+                }
+            });
+        }
+        Ok(Self {
+            shared: Arc::new(Shared {
+                downloads: Arc::new(Semaphore::new(options.downloads.max(1))),
+                unpacks: Arc::new(Semaphore::new(options.unpacks.max(1))),
+                options,
+                registry,
+                content,
+                dir: dir.to_owned(),
+                running: Mutex::new(HashMap::new()),
+                tasks,
+                stop: CancellationToken::new(),
+            }),
+        })
+    }
+
+    /// The layer of `request`, unpacked. `layers` are those of the image, lowest first, if they are
+    /// known; with the one requested, those above it that are `wanted` are begun. Dropping the
+    /// future gives the pull up, unless someone else waits for it.
+    ///
+    /// # Errors
+    /// What failed, for the log.
+    pub(super) async fn layer(
+        &self,
+        request: &LayerRequest,
+        layers: Option<Vec<KnownLayer>>,
+        lowest: bool,
+        wanted: impl Fn(&KnownLayer) -> bool,
+    ) -> Result<Unpacked, String> {
+        let waiting = Pull::join(&self.shared, request, layers);
+        let at = waiting.want(&request.layer, lowest, wanted)?;
+        waiting.layer(at).await
+    }
+
+    /// Gives everything up, and waits until it is gone.
+    pub(super) async fn stop(&self) {
+        self.shared.stop.cancel();
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+    }
+}
+
+fn key(request: &LayerRequest, known: bool) -> Key {
+    let image: &Reference = &request.image;
+    let manifest = request.manifest.or_else(|| image.digest());
+    let manifest = manifest.filter(|_| known);
+    (
+        request.namespace.clone(),
+        image.host().to_owned(),
+        image.repository().to_owned(),
+        manifest.unwrap_or(request.layer),
+    )
+}
