@@ -113,6 +113,30 @@ fn a_running_container_is_seen_with_its_image_its_layers_and_what_is_local() {
         "{view}"
     );
 
+    // The metrics say the same.
+    let metrics = host.snapshotter.metrics().unwrap();
+    let image = &published.reference;
+    let series = |line: &str| {
+        let found = metrics
+            .lines()
+            .find_map(|it| it.strip_prefix(line)?.strip_prefix(' '));
+        found
+            .unwrap_or_else(|| panic!("{line}\nin\n{metrics}"))
+            .to_owned()
+    };
+    assert_eq!(series("soci_fs_mounted_views"), "1");
+    let reads = format!(
+        "soci_fs_image_operation_count_key{{operation_type=\"file.Read\",image=\"{image}\"}}"
+    );
+    assert_eq!(
+        series(&reads),
+        view["operations"]["file.Read"]["requests"].to_string()
+    );
+    assert_eq!(
+        series(&format!("soci_fs_image_read_waits{{image=\"{image}\"}}")),
+        view["waits"].to_string()
+    );
+
     // By each of its names, the same view.
     let id = view["id"].to_string();
     for name in [

@@ -9,7 +9,9 @@ use fuse::MountOptions;
 use tokio::runtime::Handle;
 
 use super::{ImageLayers, ImageOptions, PullOptions, Sources, WholeImages};
-use crate::config::{Config, ContentStoreKind, HostConfig, MirrorConfig, ParallelPullConfig};
+use crate::config::{
+    Config, ContentStoreKind, HostConfig, MirrorConfig, ParallelPullConfig, PrefetchConfig,
+};
 use crate::containerd::Containerd;
 use crate::content::{ContainerdStore, ContentStore, OciLayoutStore};
 use crate::discovery::{Discovery, Modes};
@@ -175,8 +177,15 @@ fn images(config: &Config) -> ImageOptions {
                 && config.content_store.kind == ContentStoreKind::Containerd,
             ..pull(&config.pull_modes.parallel_pull_unpack)
         },
+        prefetch: prefetch(&config.prefetch),
         ..defaults
     }
+}
+
+fn prefetch(config: &PrefetchConfig) -> Option<usize> {
+    let at_once = usize::try_from(config.max_concurrency).unwrap_or(0);
+    let at_once = if at_once == 0 { usize::MAX } else { at_once };
+    config.enable.then_some(at_once)
 }
 
 fn whole(config: &ParallelPullConfig) -> WholeImages {
