@@ -95,7 +95,7 @@ pub struct ImageLayers {
     discovery: Discovery,
     ztocs: Ztocs,
     prefetcher: Option<Prefetcher>,
-    manifests: Manifests,
+    manifests: Arc<Manifests>,
     pulls: Pulls,
     layers: LayerStore,
     views: Views,
@@ -156,7 +156,7 @@ impl ImageLayers {
         Ok(Self {
             ztocs,
             prefetcher,
-            manifests: Manifests::new(registry.clone(), Arc::clone(&node)),
+            manifests: Arc::new(Manifests::new(registry.clone(), Arc::clone(&node))),
             pulls: Pulls::start(staging, registry.clone(), node, pull)?,
             options,
             registry,
@@ -312,7 +312,12 @@ impl Images for ImageLayers {
             }))
         });
         let (unpacked, reason) = match verdict {
-            Ok(()) => return Prepared::Lazy,
+            Ok(()) => {
+                let (manifests, of) = (Arc::clone(&self.manifests), request.clone());
+                let diff_id = async move { manifests.diff_id(&of).await };
+                self.layers.expect(request.layer, diff_id);
+                return Prepared::Lazy;
+            }
             Err(Verdict::Defer(reason)) => (false, reason),
             Err(Verdict::Whole(reason)) => {
                 let ours = self.options.whole != WholeImages::Never;
@@ -348,7 +353,10 @@ impl Images for ImageLayers {
                 futures::future::try_join_all(opened).await
             }
         };
-        self.views.mount(run, below, open).await
+        let view = self.views.mount(run, below, open).await?;
+        let digests: Vec<Digest> = run.layers.iter().map(|layer| layer.digest).collect();
+        self.layers.fill_up(&digests);
+        Ok(view)
     }
 
     fn mounted(&self, run: &LazyRun, below: &[PathBuf]) -> Option<Arc<dyn MountedView>> {

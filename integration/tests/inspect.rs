@@ -368,7 +368,7 @@ fn an_image_that_is_not_lazy_says_why() {
     for layer in of_image {
         assert_eq!(
             (&layer["outcome"], &layer["reason"]),
-            (&"deferred".into(), &"the image has no SOCI index".into())
+            (&"unpacked".into(), &"the image has no SOCI index".into())
         );
     }
     let text = soci.call(&["inspect"]).unwrap();

@@ -52,6 +52,14 @@ counters! {
     bad_cached_spans,
     /// Spans that could not be written to the cache.
     cache_write_failures,
+    /// Spans that were given up to make room for others.
+    spans_evicted,
+    /// Spans that the background fill brought.
+    spans_filled,
+    /// Requests of the background fill of which something did not come.
+    failed_fills,
+    /// 1 when the layer was found not to be what the image says.
+    quarantined,
 }
 
 /// Adds to a counter.

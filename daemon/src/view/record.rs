@@ -183,8 +183,18 @@ mod tests {
             assert!(matches!(error, RecordError::Damaged(_)), "{text}: {error}");
         }
         let none = FIRST.replace(r#""image": "registry.test/name:tag""#, r#""image": """#);
-        assert!(ViewRecord::parse(none.as_bytes()).unwrap().layers().is_err());
+        assert!(
+            ViewRecord::parse(none.as_bytes())
+                .unwrap()
+                .layers()
+                .is_err()
+        );
         let offer = FIRST.replace("7 2d", "7 x");
-        assert!(ViewRecord::parse(offer.as_bytes()).unwrap().offer().is_err());
+        assert!(
+            ViewRecord::parse(offer.as_bytes())
+                .unwrap()
+                .offer()
+                .is_err()
+        );
     }
 }

@@ -103,6 +103,7 @@ impl LazyImage {
         let modes = Modes { v1: true, v2: true };
         let options = LayerOptions {
             readahead,
+            fill: None,
             ..LayerOptions::default()
         };
         let runtime = tokio::runtime::Handle::current();
