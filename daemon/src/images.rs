@@ -189,7 +189,11 @@ impl ImageLayers {
             let opened = opened.map_err(|error| failed(&layer, &error.to_string()))?;
             Ok(shown(opened))
         };
-        self.views.adopt(open).await
+        let adopted = self.views.adopt(open).await?;
+        for (_, layers) in self.views.list() {
+            self.layers.fill_up(&layers);
+        }
+        Ok(adopted)
     }
 
     fn opener(&self) -> Opener {
@@ -222,7 +226,8 @@ impl ImageLayers {
             manifest: request.manifest,
             index: request.index,
         };
-        let found = self.discovery.find(&query).await;
+        let manifest = self.manifests.here(request);
+        let found = self.discovery.find_with(&query, manifest).await;
         let index = found.map_err(|error| match error.into() {
             reason @ NotLazy::Labels { .. } => Verdict::Defer(reason),
             reason => Verdict::Whole(reason),

@@ -221,7 +221,7 @@ fn windows_left_in_the_ztoc_are_read_from_it_and_take_no_memory() {
     let held = build(Compression::Gzip, &layer, 100_000);
     let bytes = held.encode();
     let disk = Arc::new(Disk(bytes.clone().into()));
-    let (toc, spans) = Ztoc::decode_lean(&bytes, disk.clone()).unwrap();
+    let (toc, spans) = Ztoc::decode_lean(&bytes, disk).unwrap();
     drop(bytes);
     assert_eq!(&toc, held.toc());
     let per_span = spans.memory() / spans.ids().count();

@@ -1,6 +1,7 @@
 //! Follows the prefetch artifacts of images: the spans they list are fetched as one stream over all layers,
 //! the most urgent first, behind what anybody waits for. Nobody waits for it, `Prepare` least of all.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
@@ -151,16 +152,15 @@ impl Shared {
         let mut open: HashMap<Digest, Option<Arc<Layer>>> = HashMap::new();
         let mut flying: VecDeque<(Arc<Layer>, Range<SpanId>)> = VecDeque::new();
         for Wanted { layer, spans, .. } in wanted {
-            if !open.contains_key(&layer) {
-                open.insert(layer, self.open(image, index, &layer).await);
-            }
-            let Some(Some(layer)) = open.get(&layer) else {
-                continue;
+            let layer = match open.entry(layer) {
+                Entry::Occupied(known) => known.get().clone(),
+                Entry::Vacant(new) => new.insert(self.open(image, index, &layer).await).clone(),
             };
+            let Some(layer) = layer else { continue };
             let end = spans.end.min(SpanId(layer.spans().count()));
             let spans = spans.start.min(end)..end;
             layer.request(spans.clone(), Lane::Readahead);
-            flying.push_back((Arc::clone(layer), spans));
+            flying.push_back((layer, spans));
             if flying.len() == WINDOW
                 && let Some((layer, spans)) = flying.pop_front()
             {

@@ -38,6 +38,8 @@ counters! {
     bytes_served,
     /// Ranged requests made of a source.
     requests,
+    /// Requests that took so long that they were made a second time.
+    stragglers,
     /// Requests that brought nothing usable.
     failed_requests,
     /// Compressed bytes fetched, verified or not.

@@ -32,6 +32,9 @@ pub struct LayerOptions {
     pub decode_threads: usize,
     /// Whether a sequential reader has the next spans fetched ahead of it.
     pub readahead: bool,
+    /// Shortest time after which a request that somebody waits for is made a second time; the slower one
+    /// is dropped.
+    pub straggler: Duration,
     /// How what nobody asks for is fetched; `None`: not at all.
     pub fill: Option<FillOptions>,
     /// Most plain bytes of all layers on disk; `None`: as many as there is room for.
@@ -46,6 +49,7 @@ impl Default for LayerOptions {
             in_flight: 64 << 20,
             decode_threads: 0,
             readahead: true,
+            straggler: Duration::from_secs(2),
             fill: Some(FillOptions::default()),
             cache_limit: None,
         }

@@ -2,9 +2,11 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use fuse::content::ReadError;
+use futures::future::Either;
 use tokio::sync::mpsc;
 use ztoc::error::InflateError;
 use ztoc::unit::ByteLen as _;
@@ -15,9 +17,13 @@ use super::counters::add;
 use super::decode::Scratch;
 use super::engine::LOG_INTERVAL;
 use super::link::Passage;
-use super::schedule::{Ticket, compressed};
+use super::schedule::{Lane, Ticket, compressed};
+use super::source::FetchError;
 
 type Decoder<'s> = SpanDecoder<&'s [u8], &'s mut SpanBuffer>;
+
+/// How many times as long as expected a request may take.
+const PATIENCE: u32 = 4;
 
 /// A span in flight and the duty to end the flight: dropped before it landed, it fails those who wait.
 #[derive(Debug)]
@@ -106,7 +112,7 @@ async fn attempt(layer: &Arc<Layer>, run: Run, number: u32) -> Vec<Landing> {
     };
     let passage = passage.unwrap_or_else(|| layer.engine.link.depart(size, ticket.lane()));
     add(&layer.counters.requests, 1);
-    match layer.sources.fetch(range.clone(), number as usize).await {
+    match bytes(layer, &range, number, &ticket).await {
         Ok(bytes) => {
             passage.arrive(bytes.len() as u64);
             add(&layer.counters.bytes_fetched, bytes.len() as u64);
@@ -121,6 +127,43 @@ async fn attempt(layer: &Arc<Layer>, run: Run, number: u32) -> Vec<Landing> {
                 );
             }
             Vec::new()
+        }
+    }
+}
+
+/// The bytes of one request. One that takes far longer than it should while somebody waits is made again, of
+/// another source if there is one, and whichever answer comes first counts.
+async fn bytes(
+    layer: &Layer,
+    range: &Range<CompressedOffset>,
+    number: u32,
+    ticket: &Ticket,
+) -> Result<Bytes, FetchError> {
+    let first = Box::pin(layer.sources.fetch(range.clone(), number as usize));
+    let engine = &layer.engine;
+    let expected = engine.link.expected(range.byte_len()).unwrap_or_default();
+    let patience = engine
+        .options
+        .straggler
+        .max(expected.saturating_mul(PATIENCE));
+    let first = match futures::future::select(first, Box::pin(late(patience, ticket))).await {
+        Either::Left((answer, _)) => return answer,
+        Either::Right(((), first)) => first,
+    };
+    add(&layer.counters.stragglers, 1);
+    add(&layer.counters.requests, 1);
+    let second = Box::pin(layer.sources.fetch(range.clone(), number as usize + 1));
+    futures::future::select_ok([first, second])
+        .await
+        .map(|(bytes, _)| bytes)
+}
+
+/// Ends when `patience` is over and somebody waits.
+async fn late(patience: Duration, ticket: &Ticket) {
+    loop {
+        tokio::time::sleep(patience).await;
+        if ticket.lane() == Lane::Demand {
+            return;
         }
     }
 }

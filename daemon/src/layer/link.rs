@@ -97,6 +97,11 @@ impl Link {
         self.arrived.notified().await;
     }
 
+    /// How long an answer of `bytes` may take with all that is in flight before it, if anything is known.
+    pub(crate) fn expected(&self, bytes: u64) -> Option<Duration> {
+        self.state.lock().expected(bytes)
+    }
+
     /// Compressed bytes that fill the line without queueing: bandwidth times delay, as far as it is known.
     pub(crate) fn capacity(&self) -> Option<u64> {
         self.state.lock().capacity()
@@ -109,6 +114,14 @@ impl State {
         let nanos = u64::try_from(-self.delay.best()?).ok()?;
         let bytes = u128::from(rate) * u128::from(nanos) / 1_000_000_000;
         u64::try_from(bytes).ok()
+    }
+
+    fn expected(&self, bytes: u64) -> Option<Duration> {
+        let rate = u128::try_from(self.rate.best()?).ok()?.max(1);
+        let nanos = u128::try_from(-self.delay.best()?).ok()?;
+        let queued = u128::from(self.urgent + self.filling + bytes);
+        let nanos = nanos + queued * 1_000_000_000 / rate;
+        u64::try_from(nanos).ok().map(Duration::from_nanos)
     }
 
     fn room(&self) -> Option<u64> {

@@ -128,6 +128,15 @@ impl ViewRecord {
     }
 }
 
+/// For [`crate::hostile`]: some file.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn probe(bytes: &[u8]) {
+    if let Ok(record) = ViewRecord::parse(bytes) {
+        assert_eq!(record.version, VERSION);
+        let _ = (record.offer(), record.layers());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
