@@ -99,12 +99,7 @@ fn assert_metrics_agree(host: &Host, published: &Published, view: &Value) {
 /// By each of its names, the same view.
 fn assert_found_by_each_name(soci: &Soci, view: &Value, reference: &str) {
     let id = view["id"].to_string();
-    for name in [
-        &id,
-        "eyes",
-        reference,
-        view["mountpoint"].as_str().unwrap(),
-    ] {
+    for name in [&id, "eyes", reference, view["mountpoint"].as_str().unwrap()] {
         let shown = json(soci, &["inspect", name]);
         assert_eq!(shown["id"], view["id"], "{name}");
         let top = &shown["layers"][2];

@@ -94,7 +94,7 @@ fn root(findings: &mut Findings, root: &Path) {
     let existing = root
         .ancestors()
         .find(|path| path.exists())
-        .unwrap_or(Path::new("/"));
+        .unwrap_or_else(|| Path::new("/"));
     let (kind, free) = match statfs(existing) {
         Ok(numbers) => {
             let free = numbers
