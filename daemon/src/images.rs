@@ -11,6 +11,7 @@
 
 mod manifest;
 mod node_content;
+mod prefetch;
 mod pulls;
 mod settings;
 mod ztocs;
@@ -25,6 +26,7 @@ use async_trait::async_trait;
 use ztoc::Digest;
 
 use self::manifest::{KnownLayer, Manifests};
+use self::prefetch::Prefetcher;
 use self::pulls::Pulls;
 use self::ztocs::Ztocs;
 use crate::content::ContentStore;
@@ -56,6 +58,8 @@ pub struct ImageOptions {
     pub whole: WholeImages,
     /// How layers are pulled whole.
     pub pull: PullOptions,
+    /// Whether prefetch artifacts are followed, and of how many images at a time.
+    pub prefetch: Option<usize>,
 }
 
 /// Which images are pulled and unpacked by us instead of by containerd.
@@ -78,6 +82,7 @@ impl Default for ImageOptions {
             concurrent_ztocs: 8,
             whole: WholeImages::Unindexed,
             pull: PullOptions::default(),
+            prefetch: None,
         }
     }
 }
@@ -89,6 +94,7 @@ pub struct ImageLayers {
     registry: Registry,
     discovery: Discovery,
     ztocs: Ztocs,
+    prefetcher: Option<Prefetcher>,
     manifests: Arc<Manifests>,
     pulls: Pulls,
     layers: LayerStore,
@@ -137,13 +143,19 @@ impl ImageLayers {
         } = sources;
         let node = Arc::new(NodeContent::new(Arc::clone(&content), containerd));
         let pull = options.pull.clone();
+        let ztocs = Ztocs::new(
+            discovery.clone(),
+            content,
+            layers.clone(),
+            options.concurrent_ztocs,
+        );
+        let prefetcher = options.prefetch.map(|at_once| {
+            let (registry, discovery) = (registry.clone(), discovery.clone());
+            Prefetcher::new(registry, discovery, ztocs.clone(), layers.clone(), at_once)
+        });
         Ok(Self {
-            ztocs: Ztocs::new(
-                discovery.clone(),
-                content,
-                layers.clone(),
-                options.concurrent_ztocs,
-            ),
+            ztocs,
+            prefetcher,
             manifests: Arc::new(Manifests::new(registry.clone(), Arc::clone(&node))),
             pulls: Pulls::start(staging, registry.clone(), node, pull)?,
             options,
@@ -194,6 +206,9 @@ impl ImageLayers {
 
     /// Gives up all fetches. Views go on showing what is local.
     pub async fn stop(&self) {
+        if let Some(prefetcher) = &self.prefetcher {
+            prefetcher.stop().await;
+        }
         self.ztocs.stop().await;
         self.pulls.stop().await;
         self.layers.stop().await;
@@ -221,6 +236,9 @@ impl ImageLayers {
         let ztoc = index.ztoc(&request.layer);
         let ztoc = ztoc.ok_or_else(|| unpack(NotLazy::NoZtoc))?;
         self.ztocs.fetch_ahead(&request.image, &index);
+        if let Some(prefetcher) = &self.prefetcher {
+            prefetcher.begin(&request.image, &index);
+        }
         let size = match request.size {
             Some(size) => Some(size),
             None => self.manifests.size(request).await,

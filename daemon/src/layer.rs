@@ -165,6 +165,11 @@ impl Layer {
         self.flights.states()
     }
 
+    /// Whether any of `spans` is being fetched.
+    pub(crate) fn is_fetching(&self, spans: &Range<SpanId>) -> bool {
+        self.flights.any_in_flight(spans)
+    }
+
     /// The images it is known to be of.
     pub fn images(&self) -> Vec<String> {
         self.sources.names()

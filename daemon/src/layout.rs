@@ -167,6 +167,19 @@ impl Layout {
         }
     }
 
+    /// The file that holds a blob, and where in it the blob begins. `None` if it is not there.
+    pub fn locate(&self, digest: &Digest) -> Option<(PathBuf, u64)> {
+        match &self.place {
+            Place::Directory => {
+                Some((self.blob_path(digest), 0)).filter(|(path, _)| path.is_file())
+            }
+            Place::Archive { blobs, .. } => {
+                let (start, _) = blobs.get(digest)?;
+                Some((self.path.clone(), *start))
+            }
+        }
+    }
+
     /// Opens a blob; its bytes are not verified. `None` if it is not there.
     pub fn open_blob(&self, digest: &Digest) -> Result<Option<LayoutBlob>, LayoutError> {
         self.wrap(self.find_blob(digest))

@@ -160,6 +160,7 @@ fn serve(arguments: &Arguments) -> Result<()> {
                 "views of the daemon before this one are served again"
             );
             metrics.watch(images.layers().clone());
+            metrics.watch_views(images.views().clone(), images.layers().clone());
             inside = Some(Inside {
                 views: images.views().clone(),
                 layers: images.layers().clone(),

@@ -3,6 +3,7 @@
 mod layers;
 mod process;
 mod server;
+mod views;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,9 +17,11 @@ use prometheus_client::registry::Registry;
 use ztoc::Digest;
 
 use self::layers::Layers;
+use self::views::ViewSeries;
 use crate::control::journal::Journal;
 use crate::layer::LayerStore;
 use crate::snapshot::decision::Outcome;
+use crate::view::Views;
 
 pub use self::server::{MetricsServer, ServeError};
 
@@ -146,6 +149,7 @@ pub struct Metrics {
     operations: Family<OfLayer, NamedCounter>,
     prepared: Family<OfOutcome, NamedCounter>,
     layers: Layers,
+    views: ViewSeries,
     journal: Journal,
 }
 
@@ -175,9 +179,12 @@ impl Metrics {
             Family::clone(&prepared),
         );
         layers.register(&mut registry);
+        let views = ViewSeries::default();
+        views.register(&mut registry);
         registry.register_collector(Box::new(process::Process));
         Self {
             layers,
+            views,
             journal: Journal::default(),
             registry,
             milliseconds,
@@ -189,6 +196,11 @@ impl Metrics {
     /// Has the numbers of these layers shown from now on.
     pub fn watch(&self, layers: LayerStore) {
         self.layers.watch(layers);
+    }
+
+    /// Has the numbers of these views, of these layers, shown from now on.
+    pub fn watch_views(&self, views: Views, layers: LayerStore) {
+        self.views.watch(views, layers);
     }
 
     /// Notes how long something took.
@@ -258,6 +270,7 @@ impl Metrics {
     /// All metrics as Prometheus text (version 0.0.4).
     pub fn text(&self) -> String {
         self.layers.refresh(self);
+        self.views.refresh();
         let mut text = String::new();
         match prometheus_client::encoding::text::encode(&mut text, &self.registry) {
             Ok(()) => text,

@@ -135,6 +135,23 @@ impl View {
         }
     }
 
+    /// Reads up to `len` bytes of the file `ino` from `position` on; fewer only at its end. The answer may
+    /// come on another thread, and is an error's text if there are no bytes to be had.
+    pub fn read_file(
+        &self,
+        ino: u64,
+        position: u64,
+        len: u32,
+        answer: impl FnOnce(Result<&[u8], String>) + Send + 'static,
+    ) {
+        match self.node(INodeNo(ino)) {
+            Ok(node) => self.read(node, position, len, move |outcome| {
+                answer(outcome.map_err(|error| error.to_string()));
+            }),
+            Err(error) => answer(Err(error.to_string())),
+        }
+    }
+
     /// A path of each of these files, one of several if it has hard links. Looks through all names of the
     /// layers concerned, once.
     pub fn paths(&self, inos: impl IntoIterator<Item = u64>) -> HashMap<u64, Vec<u8>> {
@@ -157,6 +174,11 @@ impl View {
 }
 
 impl LayerTree {
+    /// Whether any name is a hard link to what only a lower layer may have.
+    pub fn links_below(&self) -> bool {
+        self.lower_links().next().is_some()
+    }
+
     fn paths_of(&self, wanted: &HashSet<InodeIndex>) -> HashMap<InodeIndex, Vec<u8>> {
         let mut paths = HashMap::new();
         let all = (0..u32::try_from(self.len()).unwrap_or(u32::MAX)).map(InodeIndex);

@@ -70,6 +70,47 @@ fn number(value: &Value) -> u64 {
         .unwrap_or_else(|| panic!("{value} is no number"))
 }
 
+/// The metrics say of a view what the daemon says.
+fn assert_metrics_agree(host: &Host, published: &Published, view: &Value) {
+    let metrics = host.snapshotter.metrics().unwrap();
+    let image = &published.reference;
+    let series = |line: &str| {
+        let found = metrics
+            .lines()
+            .find_map(|it| it.strip_prefix(line)?.strip_prefix(' '));
+        found
+            .unwrap_or_else(|| panic!("{line}\nin\n{metrics}"))
+            .to_owned()
+    };
+    assert_eq!(series("soci_fs_mounted_views"), "1");
+    let reads = format!(
+        "soci_fs_image_operation_count_key{{operation_type=\"file.Read\",image=\"{image}\"}}"
+    );
+    assert_eq!(
+        series(&reads),
+        view["operations"]["file.Read"]["requests"].to_string()
+    );
+    assert_eq!(
+        series(&format!("soci_fs_image_read_waits{{image=\"{image}\"}}")),
+        view["waits"].to_string()
+    );
+}
+
+/// By each of its names, the same view.
+fn assert_found_by_each_name(soci: &Soci, view: &Value, reference: &str) {
+    let id = view["id"].to_string();
+    for name in [&id, "eyes", reference, view["mountpoint"].as_str().unwrap()] {
+        let shown = json(soci, &["inspect", name]);
+        assert_eq!(shown["id"], view["id"], "{name}");
+        let top = &shown["layers"][2];
+        let states = top["span_states"].as_str().unwrap();
+        assert_eq!(states.len() as u64, number(&top["spans"]));
+        let here = states.matches(['#', '?']).count() as u64;
+        assert_eq!(here, number(&top["spans_local"]));
+        assert!(here > 0 && states.contains('.'), "{states}");
+    }
+}
+
 #[test]
 fn a_running_container_is_seen_with_its_image_its_layers_and_what_is_local() {
     let host = Host::start(ON_DEMAND).unwrap();
@@ -113,23 +154,8 @@ fn a_running_container_is_seen_with_its_image_its_layers_and_what_is_local() {
         "{view}"
     );
 
-    // By each of its names, the same view.
-    let id = view["id"].to_string();
-    for name in [
-        &id,
-        "eyes",
-        published.reference.as_str(),
-        mounts[0].to_str().unwrap(),
-    ] {
-        let shown = json(&soci, &["inspect", name]);
-        assert_eq!(shown["id"], view["id"], "{name}");
-        let top = &shown["layers"][2];
-        let states = top["span_states"].as_str().unwrap();
-        assert_eq!(states.len() as u64, number(&top["spans"]));
-        let here = states.matches(['#', '?']).count() as u64;
-        assert_eq!(here, number(&top["spans_local"]));
-        assert!(here > 0 && states.contains('.'), "{states}");
-    }
+    assert_metrics_agree(&host, &published, view);
+    assert_found_by_each_name(&soci, view, &published.reference);
     let text = soci.call(&["inspect", "eyes"]).unwrap();
     for part in [
         "container:   eyes (namespace ",
@@ -344,7 +370,7 @@ fn an_image_that_is_not_lazy_says_why() {
     for layer in of_image {
         assert_eq!(
             (&layer["outcome"], &layer["reason"]),
-            (&"deferred".into(), &"the image has no SOCI index".into())
+            (&"unpacked".into(), &"the image has no SOCI index".into())
         );
     }
     let text = soci.call(&["inspect"]).unwrap();

@@ -3,10 +3,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use integration::busybox::noise;
-use integration::command::{command, fail, run};
-use integration::host::small_layers;
+use integration::command::{command, fail, run, until};
+use integration::ctr::Run;
+use integration::host::{Host, ON_DEMAND, sha256_hex, small_layers};
 use integration::push::push;
 use integration::{Containerd, DockerRegistry, Image, Layout, Scratch, Soci};
 use serde_json::{Value, json};
@@ -188,6 +190,48 @@ fn a_recorded_start_up_becomes_spans_in_the_order_of_their_first_use() {
         error.starts_with("soci: ") && error.contains("soci trace"),
         "{error}"
     );
+}
+
+#[test]
+fn the_daemon_fetches_what_the_index_wants_first_before_anybody_reads_it() {
+    let config = format!("{ON_DEMAND}[prefetch]\nenable = true\n");
+    let host = Host::start(&config).unwrap();
+    let soci = host.soci().unwrap();
+    let source = host.layout("source").unwrap();
+    let large = noise(3 << 20);
+    let layers = small_layers(&source, &[("large", &large), ("other", &large)]).unwrap();
+    source.add_image(&layers, &["sh"], "latest").unwrap();
+    let indexed = host.scratch.path().join("indexed");
+    let mut convert = soci.command().unwrap();
+    convert.args(["convert", "--standalone", "--format", "oci-dir"]);
+    convert.args(SIZES).args(["--prefetch-file", "/large"]);
+    run(convert.arg(source.path()).arg(&indexed)).unwrap();
+    let reference = host.registry.reference("app:latest");
+    push(&Layout::open(&indexed), &reference).unwrap();
+
+    let before = host.registry.traffic().unwrap();
+    soci.rpull(&reference).unwrap();
+    let fetched = || host.registry.traffic().unwrap().since(before).blob_bytes;
+    until("the file is fetched", Duration::from_secs(30), || {
+        Ok((fetched() > 3 << 20).then_some(()))
+    })
+    .unwrap();
+    assert!(
+        host.snapshotter
+            .log()
+            .contains("Successfully loaded prefetch artifact")
+    );
+    let script = "sha256sum /large";
+    let before = host.registry.traffic().unwrap();
+    let sum = host
+        .ctr()
+        .run(Run::shell(&reference, "reader", script))
+        .unwrap();
+    assert!(sum.starts_with(&sha256_hex(&large)), "{sum}");
+    // busybox itself had to be fetched, and nothing else.
+    let traffic = host.registry.traffic().unwrap().since(before);
+    assert!(traffic.blob_bytes < 3 << 20, "{traffic:?}");
+    host.finish().unwrap();
 }
 
 #[test]

@@ -158,7 +158,7 @@ fn labels(index: &SociIndex) -> Labels {
     let now = OffsetDateTime::now_utc()
         .format(&Rfc3339)
         .unwrap_or_default();
-    let ztocs = index.layers.iter().enumerate();
+    let ztocs = index.layers.iter().chain(&index.prefetch).enumerate();
     let mut labels: Labels = ztocs
         .map(|(number, ztoc)| (format!("{GC_ZTOC}{number}"), ztoc.ztoc.to_string()))
         .collect();

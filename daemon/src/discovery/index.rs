@@ -27,6 +27,8 @@ pub struct SociIndex {
     pub digest: Digest,
     /// One per indexed layer, in the order of the index.
     pub layers: Vec<ZtocRef>,
+    /// Prefetch artifacts, which are listed like zTOCs.
+    pub prefetch: Vec<ZtocRef>,
 }
 
 /// A zTOC as its index describes it.
@@ -76,7 +78,8 @@ struct Config {
 }
 
 impl SociIndex {
-    /// Reads the bytes of an index, v1 or v2. Entries that are no zTOCs (prefetch lists) are left out.
+    /// Reads the bytes of an index, v1 or v2. Entries that are neither zTOCs nor prefetch artifacts are left
+    /// out.
     pub fn parse(digest: Digest, bytes: &[u8]) -> Result<Self, IndexError> {
         let manifest: Manifest =
             serde_json::from_slice(bytes).map_err(|error| IndexError::Json(error.to_string()))?;
@@ -91,13 +94,16 @@ impl SociIndex {
         if manifest.layers.len() > MAX_ENTRIES {
             return Err(IndexError::TooMany(manifest.layers.len()));
         }
-        let ztocs = manifest
-            .layers
-            .iter()
-            .filter(|layer| layer.media_type == ZTOC_MEDIA_TYPE);
+        let of_type = |media_type: &'static str| {
+            let entries = manifest.layers.iter();
+            let entries = entries.filter(move |layer| layer.media_type == media_type);
+            entries.map(ZtocRef::read)
+        };
         Ok(Self {
             digest,
-            layers: ztocs.map(ZtocRef::read).collect::<Result<_, _>>()?,
+            layers: of_type(ZTOC_MEDIA_TYPE).collect::<Result<_, _>>()?,
+            // An image is no less lazy for a broken hint.
+            prefetch: of_type(ztoc::index::PREFETCH).flatten().collect(),
         })
     }
 

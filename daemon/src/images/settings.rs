@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use super::{ImageLayers, ImageOptions, PullOptions, Sources, WholeImages};
 use crate::config::{
     BackgroundFetchConfig, Config, ContentStoreKind, DropPolicy, HostConfig, MirrorConfig,
-    ParallelPullConfig,
+    ParallelPullConfig, PrefetchConfig,
 };
 use crate::containerd::Containerd;
 use crate::content::{ContainerdStore, ContentStore, OciLayoutStore};
@@ -198,8 +198,15 @@ fn images(config: &Config) -> ImageOptions {
                 && config.content_store.kind == ContentStoreKind::Containerd,
             ..pull(&config.pull_modes.parallel_pull_unpack)
         },
+        prefetch: prefetch(&config.prefetch),
         ..defaults
     }
+}
+
+fn prefetch(config: &PrefetchConfig) -> Option<usize> {
+    let at_once = usize::try_from(config.max_concurrency).unwrap_or(0);
+    let at_once = if at_once == 0 { usize::MAX } else { at_once };
+    config.enable.then_some(at_once)
 }
 
 fn whole(config: &ParallelPullConfig) -> WholeImages {

@@ -130,6 +130,13 @@ impl<W> Flights<W> {
         self.words.iter().filter(held).count()
     }
 
+    /// Whether any of `spans` is in flight.
+    pub(crate) fn any_in_flight(&self, spans: &Range<SpanId>) -> bool {
+        let words = &self.words[spans.start.0 as usize..spans.end.0 as usize];
+        let flies = |word: &AtomicU32| word.load(Ordering::Relaxed) & STATE == IN_FLIGHT;
+        words.iter().any(flies)
+    }
+
     /// The state of each span: 0 absent, 1 in flight, 2 claimed by the cache and not yet checked, 3 present.
     pub(crate) fn states(&self) -> Vec<u8> {
         let state = |word: &AtomicU32| match word.load(Ordering::Relaxed) & STATE {

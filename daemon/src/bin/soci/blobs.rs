@@ -8,6 +8,7 @@ use bytes::{Buf, Bytes};
 use daemon::containerd::Containerd;
 use daemon::content::{ContainerdStore, ContentStore};
 use daemon::layout::Layout;
+use daemon::registry::{Reference, Registry};
 use futures::StreamExt;
 use tokio::sync::mpsc;
 use ztoc::Digest;
@@ -21,6 +22,7 @@ const PARTS_IN_FLIGHT: usize = 8;
 pub(crate) enum Blobs {
     Containerd(Containerd),
     Layout(Arc<Layout>),
+    Registry(Registry, Reference),
 }
 
 impl Blobs {
@@ -37,6 +39,13 @@ impl Blobs {
                 let read = move || layout.read_blob(&digest, limit);
                 let bytes = tokio::task::spawn_blocking(read).await??;
                 Ok(bytes.map(Bytes::from))
+            }
+            Self::Registry(registry, reference) => {
+                // A config is a blob, everything else a manifest.
+                if let Ok(found) = registry.manifest(reference, digest).await {
+                    return Ok(Some(found.bytes));
+                }
+                Ok(Some(registry.fetch(reference, digest, limit).await?))
             }
         }
     }
@@ -75,6 +84,16 @@ impl Blobs {
                 let mut blob = layout.open_blob(digest)?.with_context(missing)?;
                 io::copy(&mut Read::by_ref(&mut blob).take(offset), &mut io::sink())?;
                 Ok(Box::new(blob))
+            }
+            Self::Registry(registry, reference) => {
+                let parts = registry.download(reference, digest).into_stream();
+                let parts = parts.map(|part| part.map_err(io::Error::other));
+                let mut blob = PartReader::start(parts);
+                let skipped = tokio::task::spawn_blocking(move || {
+                    io::copy(&mut Read::by_ref(&mut blob).take(offset), &mut io::sink())?;
+                    io::Result::Ok(blob)
+                });
+                Ok(Box::new(skipped.await??))
             }
         }
     }

@@ -2,17 +2,21 @@
 
 mod act;
 mod blobs;
+mod cat;
 mod completion;
 mod control_client;
 mod convert;
 mod create;
+mod doctor;
 mod duration;
 mod events;
 mod image;
 mod index;
 mod inspect;
 mod layers;
+mod lazy;
 mod member;
+mod mount;
 mod options;
 mod paint;
 mod prefetch_command;
@@ -82,7 +86,7 @@ fn run(cli: Cli) -> Result<()> {
 async fn limited(cli: Cli) -> Result<()> {
     let limit = cli.globals.timeout;
     // A record is ended by Ctrl-C, and is not lost by it.
-    let ends_itself = matches!(cli.command, Command::Trace(_));
+    let ends_itself = matches!(cli.command, Command::Trace(_) | Command::Mount(_));
     let command = dispatch(cli);
     tokio::select! {
         outcome = command => outcome,
@@ -109,6 +113,9 @@ async fn dispatch(cli: Cli) -> Result<()> {
         Command::Prefetch(command) => prefetch_command::run(globals, command).await,
         Command::RebuildDb => rebuild::run(globals).await,
         Command::Rpull(arguments) => rpull::run(globals, arguments).await,
+        Command::Mount(arguments) => mount::run(globals, &arguments).await,
+        Command::Cat(arguments) => cat::run(globals, &arguments).await,
+        Command::Doctor(arguments) => doctor::run(globals, &arguments).await,
         Command::Inspect(arguments) => inspect::run(globals, arguments).await,
         Command::Events => events::run(globals).await,
         Command::Trace(arguments) => trace::run(globals, &arguments).await,

@@ -10,8 +10,8 @@ use ztoc::SpanSize;
 use ztoc::index::Platform;
 
 use crate::{
-    act, completion, convert, create, index, inspect, prefetch_command, push, rpull, trace,
-    ztoc_command,
+    act, cat, completion, convert, create, doctor, index, inspect, mount, prefetch_command, push,
+    rpull, trace, ztoc_command,
 };
 
 /// Make and use SOCI (Seekable OCI) artifacts, so that containers start before their image is
@@ -47,6 +47,12 @@ pub(crate) enum Command {
     RebuildDb,
     /// Pull an image lazily into containerd, of any version
     Rpull(rpull::Arguments),
+    /// Mount an image lazily, without containerd and without the snapshotter
+    Mount(mount::Arguments),
+    /// Print one file out of an image, fetching as little as possible
+    Cat(cat::Arguments),
+    /// Check this machine and its set-up, and say what to do
+    Doctor(doctor::Arguments),
     /// Look into the running snapshotter: what is mounted, what is local, who waited for what
     Inspect(inspect::Arguments),
     /// Follow faults and prepared layers as they happen

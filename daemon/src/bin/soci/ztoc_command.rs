@@ -3,6 +3,7 @@
 mod build;
 mod file;
 mod info;
+mod verify;
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -39,6 +40,8 @@ pub(crate) enum Command {
     },
     /// Read one file of a layer through its zTOC
     GetFile(file::Arguments),
+    /// Check that a zTOC tells the truth about its layer: digests, checkpoints, and all entries
+    Verify(verify::Arguments),
 }
 
 #[derive(Debug, Args)]
@@ -60,6 +63,7 @@ pub(crate) async fn run(globals: &Globals, command: Command) -> Result<()> {
         Command::List(arguments) => list(&Session::open(globals)?, &arguments, globals.json).await,
         Command::Info { ztoc } => info::run(ZtocSource::find(globals, &ztoc).await?).await,
         Command::GetFile(arguments) => file::run(globals, arguments).await,
+        Command::Verify(arguments) => verify::run(globals, arguments).await,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
@@ -51,7 +51,7 @@ pub(super) async fn run(globals: &Globals, arguments: Arguments) -> Result<()> {
     } else {
         0
     };
-    let layer = open_layer(&arguments, &source, start).await?;
+    let layer = open_layer(arguments.layer.as_deref(), &source, start).await?;
     let copy = move || {
         let mut out: Box<dyn Write> = match &arguments.output {
             Some(path) => Box::new(
@@ -61,11 +61,7 @@ pub(super) async fn run(globals: &Globals, arguments: Arguments) -> Result<()> {
         };
         let mut content = Content {
             spans: &spans,
-            layer: LayerReader {
-                layer,
-                position: start,
-                last: Vec::new(),
-            },
+            layer: LayerReader::new(layer, start),
             buffer: SpanBuffer::default(),
         };
         content.copy(&entry, &mut out)?;
@@ -75,12 +71,12 @@ pub(super) async fn run(globals: &Globals, arguments: Arguments) -> Result<()> {
 }
 
 /// The layer's bytes from `start` on.
-async fn open_layer(
-    arguments: &Arguments,
+pub(super) async fn open_layer(
+    file: Option<&Path>,
     source: &ZtocSource,
     start: u64,
 ) -> Result<Box<dyn Read + Send>> {
-    if let Some(path) = &arguments.layer {
+    if let Some(path) = file {
         let open = || {
             let mut file = File::open(path)?;
             file.seek(SeekFrom::Start(start))?;
@@ -188,7 +184,7 @@ fn write_zeros(count: u64, out: &mut dyn Write) -> io::Result<()> {
 }
 
 /// Ranges of a stream; each begins at or before the end of the one before, or beyond.
-struct LayerReader {
+pub(super) struct LayerReader {
     layer: Box<dyn Read + Send>,
     position: u64,
     /// The range read last, which ends at `position`.
@@ -196,7 +192,16 @@ struct LayerReader {
 }
 
 impl LayerReader {
-    fn read(&mut self, range: Range<u64>) -> Result<&[u8]> {
+    /// Ranges of `layer`, which begins at `position` of the blob.
+    pub(super) fn new(layer: Box<dyn Read + Send>, position: u64) -> Self {
+        Self {
+            layer,
+            position,
+            last: Vec::new(),
+        }
+    }
+
+    pub(super) fn read(&mut self, range: Range<u64>) -> Result<&[u8]> {
         let kept_from = self.position.saturating_sub(self.last.len() as u64);
         if range.start < self.position {
             ensure!(
