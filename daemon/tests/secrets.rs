@@ -80,7 +80,7 @@ async fn in_ranges(
     let share = Share {
         chunk: Some(300),
         permits: Vec::new(),
-        ahead: 2,
+        ahead: Arc::new(2.into()),
     };
     let pulled = client.download_in_ranges(image, digest, Some(1000), share);
     let pulled: io::Result<Vec<_>> = pulled.try_collect().await;

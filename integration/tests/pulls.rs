@@ -166,7 +166,7 @@ fn a_full_disk_ends_a_pull_and_the_next_works_once_there_is_space() {
     let scene = Scene::new(&host);
     let filler = small.join("filler");
     // Busybox takes about two, the uppermost layer eight.
-    fs::write(&filler, vec![0; 14 << 20]).unwrap();
+    fs::write(&filler, vec![0; 17 << 20]).unwrap();
     let mut rpull = host.soci().unwrap().command().unwrap();
     let error = fail(rpull.args(["rpull", "--plain-http", &scene.reference])).unwrap();
     assert!(error.to_lowercase().contains("no space left"), "{error}");

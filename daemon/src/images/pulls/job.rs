@@ -67,7 +67,7 @@ impl Shared {
         let share = Share {
             chunk: self.options.chunk,
             permits: vec![Arc::clone(&pull.downloads), Arc::clone(&self.downloads)],
-            ahead: self.options.downloads_per_image,
+            ahead: Arc::clone(&pull.ahead),
         };
         let blob = self
             .registry
