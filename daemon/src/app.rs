@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
+use self::activation::Passed;
 use self::root::Root;
 pub use self::socket::Address;
 use crate::config::Config;
@@ -25,6 +26,8 @@ use crate::metrics::{Metrics, MetricsServer};
 use crate::snapshot::images::Images;
 use crate::snapshot::service::Service;
 use crate::snapshot::snapshotter::Snapshotter;
+use crate::view::holder;
+use crate::view::keeper::{self, Keep};
 
 /// How long calls may take to finish once a signal came.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -76,21 +79,26 @@ impl App {
     pub async fn build(
         settings: &Settings,
         config: &Config,
-        images: impl AsyncFnOnce(&Root, &Arc<Metrics>) -> Result<Arc<dyn Images>>,
+        images: impl AsyncFnOnce(&Root, &Arc<Metrics>, Arc<dyn Keep>) -> Result<Arc<dyn Images>>,
     ) -> Result<Self> {
         // First, so that no signal falls between.
         let signals = Signals::catch().context("cannot catch signals")?;
+        let mut passed = Passed::take()?;
         let root = Root::claim(&settings.root)?;
+        holder::raise_descriptor_limit();
         if !config.skip_check_snapshotter_supported {
             support::check(root.path())?;
         }
         let metrics = Arc::new(Metrics::new());
-        let images = images(&root, &metrics).await?;
+        let keeper = keeper::choose(root.path(), std::mem::take(&mut passed.views))
+            .context("cannot have descriptors of mounts kept")?;
+        let images = images(&root, &metrics, keeper).await?;
         let overlay = support::overlay_options();
         let snapshotter = Snapshotter::open(root.path(), images, overlay, Arc::clone(&metrics))
             .with_context(|| format!("cannot open the snapshots in {}", root.path().display()))?;
+        snapshotter.restore().await?;
         let metrics = MetricsServer::bind(config.metrics_address(), metrics).await?;
-        let (listener, socket) = settings.address.listen()?;
+        let (listener, socket) = settings.address.listen(&mut passed)?;
         Ok(Self {
             snapshotter: Arc::new(snapshotter),
             listener,

@@ -57,6 +57,13 @@ pub enum ArtifactKind {
         /// The span size it was made with.
         span_size: u64,
     },
+    /// A list of spans to be fetched first.
+    Prefetch {
+        /// The layer whose spans they are.
+        layer: Digest,
+        /// How many spans.
+        spans: u64,
+    },
 }
 
 /// An image that an index was made for.

@@ -89,7 +89,7 @@ pub struct ImageLayers {
     registry: Registry,
     discovery: Discovery,
     ztocs: Ztocs,
-    manifests: Manifests,
+    manifests: Arc<Manifests>,
     pulls: Pulls,
     layers: LayerStore,
     views: Views,
@@ -144,7 +144,7 @@ impl ImageLayers {
                 layers.clone(),
                 options.concurrent_ztocs,
             ),
-            manifests: Manifests::new(registry.clone(), Arc::clone(&node)),
+            manifests: Arc::new(Manifests::new(registry.clone(), Arc::clone(&node))),
             pulls: Pulls::start(staging, registry.clone(), node, pull)?,
             options,
             registry,
@@ -162,6 +162,34 @@ impl ImageLayers {
     /// The mounted views, for inspection and shutdown.
     pub fn views(&self) -> &Views {
         &self.views
+    }
+
+    /// Goes on with the mounted views of the daemon before this one. Answers how many.
+    ///
+    /// # Errors
+    /// The directory of views cannot be read.
+    pub async fn adopt(&self) -> io::Result<usize> {
+        let opener = self.opener();
+        let opener = &opener;
+        // No network: a daemon that starts must not depend on a registry.
+        let open = |layer: LazyLayer| async move {
+            let opened = opener.open_from_disk(&layer).await;
+            let opened = opened.map_err(|error| failed(&layer, &error.to_string()))?;
+            Ok(shown(opened))
+        };
+        let adopted = self.views.adopt(open).await?;
+        for (_, layers) in self.views.list() {
+            self.layers.fill_up(&layers);
+        }
+        Ok(adopted)
+    }
+
+    fn opener(&self) -> Opener {
+        Opener {
+            registry: self.registry.clone(),
+            layers: self.layers.clone(),
+            ztocs: self.ztocs.clone(),
+        }
     }
 
     /// Gives up all fetches. Views go on showing what is local.
@@ -271,7 +299,12 @@ impl Images for ImageLayers {
             }))
         });
         let (unpacked, reason) = match verdict {
-            Ok(()) => return Prepared::Lazy,
+            Ok(()) => {
+                let (manifests, of) = (Arc::clone(&self.manifests), request.clone());
+                let diff_id = async move { manifests.diff_id(&of).await };
+                self.layers.expect(request.layer, diff_id);
+                return Prepared::Lazy;
+            }
             Err(Verdict::Defer(reason)) => (false, reason),
             Err(Verdict::Whole(reason)) => {
                 let ours = self.options.whole != WholeImages::Never;
@@ -300,18 +333,32 @@ impl Images for ImageLayers {
         below: &[PathBuf],
     ) -> Result<Arc<dyn MountedView>, MountError> {
         let open = || {
-            let opener = Opener {
-                registry: self.registry.clone(),
-                layers: self.layers.clone(),
-                ztocs: self.ztocs.clone(),
-            };
+            let opener = self.opener();
             let wanted = run.layers.clone();
             async move {
                 let opened = wanted.iter().map(|layer| opener.open(layer));
                 futures::future::try_join_all(opened).await
             }
         };
-        self.views.mount(run, below, open).await
+        let view = self.views.mount(run, below, open).await?;
+        let digests: Vec<Digest> = run.layers.iter().map(|layer| layer.digest).collect();
+        self.layers.fill_up(&digests);
+        Ok(view)
+    }
+
+    fn mounted(&self, run: &LazyRun, below: &[PathBuf]) -> Option<Arc<dyn MountedView>> {
+        self.views.mounted(run, below)
+    }
+
+    fn settle(&self) {
+        let unused = self.views.settle();
+        if unused > 0 {
+            tracing::info!(unused, "unmounting adopted views that no snapshot needs");
+        }
+    }
+
+    async fn close(&self) {
+        self.views.close().await;
     }
 
     async fn collect(&self, live: &BTreeSet<Digest>) {
@@ -342,10 +389,7 @@ impl Opener {
             opened => opened,
         };
         let layer = opened.map_err(|error| failed(wanted, &error.to_string()))?;
-        Ok(fuse::Layer {
-            tree: Arc::clone(layer.tree()),
-            content: layer,
-        })
+        Ok(shown(layer))
     }
 
     async fn open_from_disk(&self, wanted: &LazyLayer) -> Result<Arc<Layer>, LayerError> {
@@ -355,6 +399,14 @@ impl Opener {
             Arc::new(blob) as Arc<dyn BlobSource>
         };
         self.layers.open(digest, image.to_string(), source).await
+    }
+}
+
+/// A layer as a view shows it.
+fn shown(layer: Arc<Layer>) -> fuse::Layer {
+    fuse::Layer {
+        tree: Arc::clone(layer.tree()),
+        content: layer,
     }
 }
 

@@ -8,8 +8,11 @@ pub mod artifacts;
 pub mod config;
 pub mod containerd;
 pub mod content;
+pub mod control;
 pub mod discovery;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+pub mod hostile;
 pub mod images;
 pub mod layer;
 pub mod layout;

@@ -1,6 +1,7 @@
 //! `soci-snapshotter-grpc`: the daemon that containerd calls.
 
 use std::io::Write as _;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,11 +12,13 @@ use daemon::app::root::{DEFAULT_ROOT, Root};
 use daemon::app::socket::DEFAULT_ADDRESS;
 use daemon::app::{Address, App, Settings};
 use daemon::config::Config;
+use daemon::control::{self, Control, Inside};
 use daemon::images::ImageLayers;
 use daemon::logging::{self, LogLevel};
 use daemon::metrics::Metrics;
 use daemon::snapshot::images::Images;
-use daemon::{REVISION, VERSION};
+use daemon::view::keeper::HolderClient;
+use daemon::{REVISION, VERSION, view};
 
 /// Starts containers from images that are still in the registry.
 ///
@@ -59,6 +62,14 @@ enum Command {
     /// Looks at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Unmounts everything that a stopped daemon left mounted
+    ///
+    /// Stopping the daemon leaves its mounts, so that containers run on while it is upgraded. This takes
+    /// them off, for the removal of the package. Containers that still use them lose their files.
+    Unmount,
+    /// Keeps descriptors of mounts for the next daemon (started by the daemon)
+    #[command(hide = true)]
+    Holder,
 }
 
 #[derive(Debug, Clone, Copy, Subcommand)]
@@ -71,8 +82,13 @@ enum ConfigCommand {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Some(Command::Config(command)) = arguments.command {
-        return match print_config(command, &arguments) {
+    if let Some(command) = &arguments.command {
+        let done = match command {
+            Command::Config(command) => print_config(*command, &arguments),
+            Command::Unmount => unmount(&arguments),
+            Command::Holder => hold(),
+        };
+        return match done {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("soci-snapshotter-grpc: {error:#}");
@@ -99,6 +115,20 @@ fn print_config(command: ConfigCommand, arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+fn unmount(arguments: &Arguments) -> Result<()> {
+    let root = Root::claim(&arguments.root)?;
+    let keeper = HolderClient::new(root.path())?;
+    let unmounted = view::unmount_all(&root.path().join("views"), &keeper)?;
+    println!("{unmounted} views unmounted");
+    Ok(())
+}
+
+/// The listening socket is standard input.
+fn hold() -> Result<()> {
+    let listener = std::io::stdin().as_fd().try_clone_to_owned()?;
+    Ok(view::holder::serve(listener)?)
+}
+
 fn serve(arguments: &Arguments) -> Result<()> {
     tracing::info!(
         version = VERSION,
@@ -121,17 +151,42 @@ fn serve(arguments: &Arguments) -> Result<()> {
         .enable_all()
         .build()?;
     let ended = runtime.block_on(async {
-        let images = async |root: &Root, metrics: &Arc<Metrics>| {
-            let images = ImageLayers::start(root.path(), &config)?;
+        let mut inside = None;
+        let images = async |root: &Root, metrics: &Arc<Metrics>, keeper| {
+            let images = ImageLayers::start(root.path(), &config, keeper, Vec::new())?;
+            let adopted = images.adopt().await?;
+            tracing::info!(
+                adopted,
+                "views of the daemon before this one are served again"
+            );
             metrics.watch(images.layers().clone());
+            inside = Some(Inside {
+                views: images.views().clone(),
+                layers: images.layers().clone(),
+                metrics: Arc::clone(metrics),
+            });
             Ok(Arc::new(images) as Arc<dyn Images>)
         };
         let app = App::build(&settings, &config, images).await?;
+        let _control = inside.and_then(|inside| control(&settings.address, inside));
         app.run().await
     });
     // What still blocks after the drain is given up: nothing may keep the process from ending.
     runtime.shutdown_background();
     ended
+}
+
+/// Serves the control API. Without it the daemon still does its work.
+fn control(address: &Address, inside: Inside) -> Option<Control> {
+    let path = match address {
+        Address::Path(path) => control::socket_of(path),
+        Address::Systemd => control::socket_of(DEFAULT_ADDRESS.as_ref()),
+    };
+    Control::start(&path, inside)
+        .inspect_err(|error| {
+            tracing::error!(path = %path.display(), "no control API for soci inspect: {error}");
+        })
+        .ok()
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use prometheus_client::registry::Registry;
 use ztoc::Digest;
 
 use self::layers::Layers;
+use crate::control::journal::Journal;
 use crate::layer::LayerStore;
 use crate::snapshot::decision::Outcome;
 
@@ -145,6 +146,7 @@ pub struct Metrics {
     operations: Family<OfLayer, NamedCounter>,
     prepared: Family<OfOutcome, NamedCounter>,
     layers: Layers,
+    journal: Journal,
 }
 
 impl Metrics {
@@ -176,6 +178,7 @@ impl Metrics {
         registry.register_collector(Box::new(process::Process));
         Self {
             layers,
+            journal: Journal::default(),
             registry,
             milliseconds,
             operations,
@@ -209,6 +212,11 @@ impl Metrics {
             })
             .0
             .inc();
+    }
+
+    /// How the last layers were provided, one by one.
+    pub fn journal(&self) -> &Journal {
+        &self.journal
     }
 
     /// Counts a layer by how it was provided; `reason` is empty for a lazy one.

@@ -2,6 +2,16 @@
 //!
 //! Mount points are `<root>/<number>`. The last handle to go unmounts its view on a thread of the runtime's
 //! blocking pool; an overlay that still uses it as a lowerdir is served until the kernel lets go.
+//!
+//! A view outlives the daemon, however that ends: beside each mount point lies a [record](record), a
+//! [keeper](keeper) has its descriptor, and the next daemon [adopts](adoption) it.
+
+mod adoption;
+pub mod holder;
+pub mod keeper;
+mod record;
+mod rights;
+mod sweep;
 
 use std::collections::HashMap;
 use std::fs;
@@ -11,16 +21,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use fuse::{MountOptions, Session, View};
-use nix::mount::{MntFlags, umount2};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
 use ztoc::Digest;
 
+use self::keeper::{Keep, Nobody};
+use self::record::ViewRecord;
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::record::probe;
+pub use self::sweep::unmount_all;
 use crate::registry::flight::Flights;
-use crate::snapshot::images::{LazyRun, MountError, MountedView};
-
-/// Most mounts taken off one mount point at start.
-const MOST_STACKED: usize = 64;
+use crate::snapshot::images::{LazyLayer, LazyRun, MountError, MountedView};
 
 /// The views that are mounted.
 #[derive(Debug, Clone)]
@@ -32,15 +44,41 @@ pub struct Views {
 struct Shared {
     root: PathBuf,
     options: MountOptions,
-    runtime: Handle,
     mounted: Mutex<HashMap<Key, Weak<Mounted>>>,
     mounting: Flights<Key, Result<Arc<Mounted>, Failed>>,
     last: AtomicU64,
-    leaving: Arc<AtomicBool>,
+    /// Adopted, until the snapshots that need them have been given them.
+    adopted: Mutex<Vec<Arc<Mounted>>>,
+    after: Arc<Afterwards>,
+}
+
+/// What views need when they go.
+#[derive(Debug)]
+struct Afterwards {
+    keeper: Arc<dyn Keep>,
+    runtime: Handle,
+    /// Unmounts under way.
+    unmounts: TaskTracker,
+    leaving: AtomicBool,
 }
 
 /// What a view shows, and above which directories; the images its layers were prepared for do not matter.
 type Key = (Vec<Digest>, Vec<PathBuf>);
+
+/// A mounted view, seen from outside. Keeping it keeps the view's names in memory, not the mount.
+#[derive(Debug, Clone)]
+pub struct OpenView {
+    /// Its number, the name of its mount point.
+    pub id: u64,
+    /// Where it is mounted.
+    pub path: PathBuf,
+    /// Bottom first.
+    pub layers: Vec<Digest>,
+    /// The lowerdirs below it, nearest first.
+    pub below: Vec<PathBuf>,
+    /// Names, counters and reads.
+    pub inside: fuse::Inspection,
+}
 
 /// One mounted view.
 #[derive(Debug)]
@@ -50,8 +88,7 @@ struct Mounted {
     layers: Vec<Digest>,
     /// `None` once it is being unmounted.
     session: Option<Session>,
-    runtime: Handle,
-    leaving: Arc<AtomicBool>,
+    after: Arc<Afterwards>,
 }
 
 /// [`MountError`] that can be given to several callers.
@@ -62,22 +99,86 @@ enum Failed {
 }
 
 impl Views {
-    /// The views under `root`, which is made if missing and cleared of what an earlier daemon left.
-    /// Blocks on file I/O.
+    /// The views under `root`, which is made if missing and cleared of what an earlier daemon left. Blocks on
+    /// file I/O.
+    ///
+    /// # Errors
+    /// The directory cannot be used.
     pub fn start(root: &Path, options: MountOptions, runtime: Handle) -> io::Result<Self> {
+        let views = Self::start_kept(root, options, runtime, Arc::new(Nobody))?;
+        sweep::sweep(root)?;
+        Ok(views)
+    }
+
+    /// The views under `root`, which is made if missing, with a `keeper` of their descriptors. What an
+    /// earlier daemon left is there until it is [adopted](Self::adopt). Blocks on file I/O.
+    ///
+    /// # Errors
+    /// The directory cannot be used.
+    pub fn start_kept(
+        root: &Path,
+        options: MountOptions,
+        runtime: Handle,
+        keeper: Arc<dyn Keep>,
+    ) -> io::Result<Self> {
         fs::create_dir_all(root)?;
-        sweep(root)?;
+        let last = sweep::numbers(root)?.last().copied().unwrap_or(0);
         Ok(Self {
             shared: Arc::new(Shared {
                 root: root.to_owned(),
                 options,
-                runtime,
                 mounted: Mutex::default(),
                 mounting: Flights::new(),
-                last: AtomicU64::new(0),
-                leaving: Arc::default(),
+                last: AtomicU64::new(last),
+                adopted: Mutex::default(),
+                after: Arc::new(Afterwards {
+                    keeper,
+                    runtime,
+                    unmounts: TaskTracker::new(),
+                    leaving: AtomicBool::new(false),
+                }),
             }),
         })
+    }
+
+    /// Goes on with the views that an earlier daemon left, of the layers that `open` gives. To be called
+    /// before anything is mounted. A view that cannot be adopted is reported and taken off. Those that
+    /// are adopted stay until they have been [given](Self::mounted) to who needs them and then
+    /// [settled](Self::settle). Answers how many they are.
+    ///
+    /// # Errors
+    /// The directory of views cannot be read.
+    pub async fn adopt<F>(&self, open: impl Fn(LazyLayer) -> F) -> io::Result<usize>
+    where
+        F: Future<Output = Result<fuse::Layer, MountError>>,
+    {
+        adoption::adopt(&self.shared, open).await
+    }
+
+    /// The view of `run` above the lowerdirs `below`, if it is mounted.
+    pub fn mounted(&self, run: &LazyRun, below: &[PathBuf]) -> Option<Arc<dyn MountedView>> {
+        let mounted = self.shared.find(&key(run, below))?;
+        Some(mounted)
+    }
+
+    /// Adopted views that nobody holds by now are unmounted. Answers how many.
+    pub fn settle(&self) -> usize {
+        let adopted = std::mem::take(&mut *self.shared.adopted.lock());
+        let unused = adopted.iter().filter(|view| Arc::strong_count(view) == 1);
+        unused.count()
+    }
+
+    /// Waits until every view whose handles are gone is unmounted. If that leaves none, the keeper ends.
+    pub async fn close(&self) {
+        let after = &self.shared.after;
+        after.unmounts.close();
+        after.unmounts.wait().await;
+        after.unmounts.reopen();
+        if self.list().is_empty() {
+            let keeper = Arc::clone(&after.keeper);
+            // It ends in a moment or not at all; what is unmounted is unmounted.
+            let _ = tokio::task::spawn_blocking(move || keeper.end()).await;
+        }
     }
 
     /// The view of `run` above the lowerdirs `below` (nearest first): the one there is, or a new one of the
@@ -91,15 +192,13 @@ impl Views {
     where
         F: Future<Output = Result<Vec<fuse::Layer>, MountError>> + Send + 'static,
     {
-        let key: Key = (
-            run.layers.iter().map(|layer| layer.digest).collect(),
-            below.to_owned(),
-        );
+        let key = key(run, below);
         if let Some(mounted) = self.shared.find(&key) {
             return Ok(mounted);
         }
         let work = || {
             let (shared, key, layers) = (Arc::clone(&self.shared), key.clone(), open());
+            let named = run.layers.clone();
             async move {
                 if let Some(mounted) = shared.find(&key) {
                     return Ok(mounted);
@@ -107,7 +206,7 @@ impl Views {
                 let layers = layers
                     .await
                     .map_err(|error| Failed::Layers(Arc::new(error)))?;
-                shared.mount(key, layers).await
+                shared.mount(key, named, layers).await
             }
         };
         let mounted = self.shared.mounting.join(key.clone(), work).await;
@@ -119,7 +218,27 @@ impl Views {
     /// From now on views stay mounted when their last handle goes: the daemon is about to be started again,
     /// and containers keep their root.
     pub fn leave_mounted(&self) {
-        self.shared.leaving.store(true, Ordering::Release);
+        self.shared.after.leaving.store(true, Ordering::Release);
+    }
+
+    /// The mounted views, to be looked into.
+    pub fn open(&self) -> Vec<OpenView> {
+        let mounted = self.shared.mounted.lock();
+        let alive = mounted
+            .iter()
+            .filter_map(|(key, view)| Some((key, view.upgrade()?)));
+        alive
+            .filter_map(|((_, below), view)| {
+                let inside = view.session.as_ref()?.inspection().clone();
+                Some(OpenView {
+                    id: view.path.file_name()?.to_str()?.parse().ok()?,
+                    path: view.path.clone(),
+                    layers: view.layers.clone(),
+                    below: below.clone(),
+                    inside,
+                })
+            })
+            .collect()
     }
 
     /// The mount points, and the layers that each shows.
@@ -143,35 +262,69 @@ impl Shared {
     async fn mount(
         self: Arc<Self>,
         key: Key,
+        named: Vec<LazyLayer>,
         layers: Vec<fuse::Layer>,
     ) -> Result<Arc<Mounted>, Failed> {
-        let path = self
-            .root
-            .join((self.last.fetch_add(1, Ordering::Relaxed) + 1).to_string());
+        let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        let path = self.root.join(number.to_string());
         let failed = |error: io::Error| Failed::Kernel(path.clone(), Arc::new(error));
-        let (at, below, options) = (path.clone(), key.1.clone(), self.options.clone());
+        let (at, below, this) = (path.clone(), key.1.clone(), Arc::clone(&self));
         let session = tokio::task::spawn_blocking(move || {
             let view = View::new(layers, !below.is_empty()).with_lower(&below)?;
             fs::create_dir(&at)?;
-            fuse::mount(view, &at, &options).inspect_err(|_| {
-                let _ = fs::remove_dir(&at);
+            let mounted = fuse::mount(view, &at, &this.options).and_then(|session| {
+                this.note(&session, &at, &named, &below)?;
+                Ok(session)
+            });
+            mounted.inspect_err(|_| {
+                // The failure that led here is the one to report.
+                let _ = this.after.keeper.forget(&sweep::kept_name(&at));
+                sweep::remove(&at);
             })
         });
         let session = session
             .await
             .map_err(|panic| failed(io::Error::other(panic)))?;
+        Ok(self.publish(key, path.clone(), session.map_err(failed)?))
+    }
+
+    /// Has a view survive this process.
+    fn note(
+        &self,
+        session: &Session,
+        path: &Path,
+        layers: &[LazyLayer],
+        below: &[PathBuf],
+    ) -> io::Result<()> {
+        let keeper = &self.after.keeper;
+        if let Err(error) = keeper.keep(&sweep::kept_name(path), session.descriptor()) {
+            tracing::error!(
+                path = %path.display(),
+                "nobody keeps a view's descriptor, containers would not survive a crash: {error}"
+            );
+        }
+        let record = ViewRecord::new(layers, below, session.offer(), session.device_number());
+        record.write(&sweep::record_path(path))
+    }
+
+    /// Makes a mounted view known to those who ask for it.
+    fn publish(&self, key: Key, path: PathBuf, session: Session) -> Arc<Mounted> {
         let mounted = Arc::new(Mounted {
             layers: key.0.clone(),
-            session: Some(session.map_err(failed)?),
+            session: Some(session),
             path,
-            runtime: self.runtime.clone(),
-            leaving: Arc::clone(&self.leaving),
+            after: Arc::clone(&self.after),
         });
         let mut all = self.mounted.lock();
         all.retain(|_, view| view.strong_count() > 0);
         all.insert(key, Arc::downgrade(&mounted));
-        Ok(mounted)
+        mounted
     }
+}
+
+fn key(run: &LazyRun, below: &[PathBuf]) -> Key {
+    let layers = run.layers.iter().map(|layer| layer.digest);
+    (layers.collect(), below.to_owned())
 }
 
 impl MountedView for Mounted {
@@ -183,16 +336,20 @@ impl MountedView for Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         let (session, path) = (self.session.take(), std::mem::take(&mut self.path));
-        if self.leaving.load(Ordering::Acquire) {
+        if self.after.leaving.load(Ordering::Acquire) {
             return session.into_iter().for_each(Session::leave_mounted);
         }
-        // Run in any case: a pool that has been shut down drops the closure, and with it the session.
-        self.runtime.spawn_blocking(move || {
+        let after = Arc::clone(&self.after);
+        let unmount = move || {
             drop(session);
-            if let Err(error) = fs::remove_dir(&path) {
-                tracing::warn!(path = %path.display(), "cannot remove an unmounted view's directory: {error}");
+            if let Err(error) = after.keeper.forget(&sweep::kept_name(&path)) {
+                tracing::warn!(path = %path.display(), "an unmounted view's descriptor is still kept: {error}");
             }
-        });
+            sweep::remove(&path);
+        };
+        // Run in any case: a pool that has been shut down drops the closure, and with it the session.
+        let (unmounts, runtime) = (&self.after.unmounts, &self.after.runtime);
+        unmounts.spawn_blocking_on(unmount, runtime);
     }
 }
 
@@ -234,21 +391,4 @@ fn again(error: &io::Error) -> io::Error {
         Some(errno) => io::Error::from_raw_os_error(errno),
         None => io::Error::new(error.kind(), error.to_string()),
     }
-}
-
-/// Takes off the mounts of an earlier daemon, which answer ENOTCONN if it is dead, and removes
-/// their mount points.
-fn sweep(root: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(root)? {
-        let path = entry?.path();
-        let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
-        let unmounted = (0..MOST_STACKED).take_while(|_| umount2(&path, flags).is_ok());
-        if unmounted.count() > 0 {
-            tracing::info!(path = %path.display(), "unmounted a view of an earlier daemon");
-        }
-        if let Err(error) = fs::remove_dir(&path) {
-            tracing::warn!(path = %path.display(), "cannot remove the mount point of an earlier view: {error}");
-        }
-    }
-    Ok(())
 }

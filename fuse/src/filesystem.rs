@@ -15,9 +15,11 @@ use fuser::{
 };
 use nix::sys::statvfs::statvfs;
 
+use crate::access::AccessLog;
 use crate::attr::negative;
 use crate::counters::{Counters, Operation};
 use crate::error::Error;
+use crate::explain::Inspection;
 use crate::merge::{Child, MergedDirectory, View};
 use crate::session::{KernelOffer, MountOptions};
 
@@ -52,8 +54,9 @@ const WANTED: [InitFlags; 8] = [
 /// A view as a file system.
 #[derive(Debug)]
 pub(crate) struct ViewFilesystem {
-    view: View,
+    view: Arc<View>,
     counters: Arc<Counters>,
+    accesses: Arc<AccessLog>,
     statfs_path: PathBuf,
     log_operations: bool,
     zero_message_open: bool,
@@ -63,10 +66,11 @@ pub(crate) struct ViewFilesystem {
 }
 
 impl ViewFilesystem {
-    pub(crate) fn new(view: View, counters: Arc<Counters>, options: &MountOptions) -> Self {
+    pub(crate) fn new(inspection: &Inspection, options: &MountOptions) -> Self {
         Self {
-            view,
-            counters,
+            view: Arc::clone(&inspection.view),
+            counters: Arc::clone(&inspection.counters),
+            accesses: Arc::clone(&inspection.accesses),
             statfs_path: options.statfs_path.clone(),
             log_operations: options.log_operations,
             zero_message_open: false,
@@ -241,11 +245,13 @@ impl Filesystem for ViewFilesystem {
             Err(error) => return reply.error(self.errno(Operation::Read, error)),
         };
         let counters = Arc::clone(&self.counters);
+        let reading = self.accesses.came(ino.0, offset, size);
         self.view
             .read(node, offset, size, move |outcome| match outcome {
                 Ok(bytes) => {
                     counters.gave(bytes.len());
                     reply.data(bytes);
+                    reading.ended(false);
                 }
                 Err(error) => {
                     if error.is_failure() {
@@ -253,6 +259,7 @@ impl Filesystem for ViewFilesystem {
                     }
                     tracing::debug!(ino = ino.0, offset, size, %error, "read failed");
                     reply.error(error.into());
+                    reading.ended(true);
                 }
             });
     }

@@ -6,10 +6,12 @@
 //! No registry, no runtime, no gRPC is known here. Bytes come through [`content::LayerContent`],
 //! which answers on the FUSE thread when it has them and otherwise takes the reply away.
 
+mod access;
 mod attr;
 pub mod content;
 mod counters;
 mod error;
+mod explain;
 mod filesystem;
 mod inode;
 mod merge;
@@ -18,7 +20,11 @@ mod session;
 mod tree;
 mod xattr;
 
+pub use crate::access::{Access, AccessLog, Record};
 pub use crate::counters::{Counters, Operation};
+pub use crate::explain::{Inspection, Origin};
 pub use crate::merge::{Layer, View};
-pub use crate::session::{KernelOffer, MountOptions, OfferError, Session, adopt, detach, mount};
+pub use crate::session::{
+    KernelOffer, MountOptions, OfferError, Session, adopt, detach, device_number_at, mount,
+};
 pub use crate::tree::LayerTree;

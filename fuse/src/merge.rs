@@ -132,6 +132,11 @@ impl View {
         self.numbering.node(id).ok_or(Error::Stale)
     }
 
+    /// The layers, bottom first.
+    pub(crate) fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
     /// The layer that has `node`.
     pub(crate) fn layer(&self, node: Node) -> &Layer {
         &self.layers[node.layer as usize]
@@ -374,6 +379,12 @@ impl LayerContent for NoContent {
 }
 
 impl Layer {
+    /// One without bytes.
+    #[cfg(test)]
+    pub(crate) fn without_content() -> Self {
+        Self::empty()
+    }
+
     fn empty() -> Self {
         Self {
             tree: Arc::new(LayerTree::new(Toc::default())),

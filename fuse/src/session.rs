@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 use nix::mount::{MntFlags, MsFlags};
 use nix::unistd::{getegid, geteuid};
 
+use crate::access::AccessLog;
 use crate::counters::Counters;
+use crate::explain::Inspection;
 use crate::filesystem::{MAX_READ, ViewFilesystem};
 use crate::merge::View;
 pub use crate::session::offer::{KernelOffer, OfferError};
@@ -54,7 +56,7 @@ pub struct Session {
     /// The device number of the mounted file system.
     device_number: u64,
     device: OwnedFd,
-    counters: Arc<Counters>,
+    inspection: Inspection,
     server: Option<JoinHandle<()>>,
     detach_on_drop: bool,
     offer: KernelOffer,
@@ -138,8 +140,12 @@ fn serve(
     options: &MountOptions,
 ) -> io::Result<Session> {
     let held = device.try_clone()?;
-    let counters = Arc::new(Counters::default());
-    let filesystem = ViewFilesystem::new(view, Arc::clone(&counters), options);
+    let inspection = Inspection {
+        view: Arc::new(view),
+        counters: Arc::default(),
+        accesses: Arc::new(AccessLog::new()),
+    };
+    let filesystem = ViewFilesystem::new(&inspection, options);
     let acl = fuser::SessionACL::All;
     let mut config = fuser::Config::default();
     config.n_threads = Some(options.threads.max(1));
@@ -166,7 +172,7 @@ fn serve(
         mountpoint: mountpoint.to_path_buf(),
         device_number,
         device: held,
-        counters,
+        inspection,
         server: Some(server),
         detach_on_drop: true,
         offer,
@@ -196,6 +202,18 @@ pub fn detach(mountpoint: &Path) -> io::Result<()> {
     Ok(nix::mount::umount2(mountpoint, flags)?)
 }
 
+/// The device number of the view that is mounted at `mountpoint`; `None` if what is there is no view.
+/// The view itself is not asked: one whose process is gone does not answer.
+///
+/// # Errors
+/// The table of mounts cannot be read.
+pub fn device_number_at(mountpoint: &Path) -> io::Result<Option<u64>> {
+    let table = fs::read("/proc/self/mountinfo")?;
+    let mount = mount_table::topmost(&table, mountpoint);
+    let view = mount.filter(|mount| mount.kind == TYPE.as_bytes());
+    Ok(view.map(|mount| mount.device_number))
+}
+
 impl Session {
     /// Whether the kernel is still served: false after somebody unmounted or aborted it.
     pub fn is_alive(&self) -> bool {
@@ -206,7 +224,12 @@ impl Session {
 
     /// What the kernel has asked for so far.
     pub fn counters(&self) -> &Arc<Counters> {
-        &self.counters
+        &self.inspection.counters
+    }
+
+    /// What can be looked into.
+    pub fn inspection(&self) -> &Inspection {
+        &self.inspection
     }
 
     /// The connection's `/dev/fuse` descriptor, to be kept through a crash by somebody else. All
@@ -218,6 +241,11 @@ impl Session {
     /// What the kernel offered at the mount; whoever adopts the connection needs it.
     pub fn offer(&self) -> KernelOffer {
         self.offer
+    }
+
+    /// The device number of the mounted file system, as stat(2) gives it.
+    pub fn device_number(&self) -> u64 {
+        self.device_number
     }
 
     /// Where the view is mounted, without symbolic links.
@@ -234,11 +262,8 @@ impl Session {
     /// Whether the mount at the mountpoint is still this one. The file system itself is not asked:
     /// a dead or stuck one does not answer.
     fn is_mounted(&self) -> bool {
-        let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
-        mount_table::topmost(&table, &self.mountpoint).is_some_and(|mount| {
-            // Device numbers are given away again; the type tells ours from most others then.
-            mount.device_number == self.device_number && mount.kind == TYPE.as_bytes()
-        })
+        // Device numbers are given away again; the type tells ours from most others then.
+        device_number_at(&self.mountpoint).is_ok_and(|found| found == Some(self.device_number))
     }
 }
 

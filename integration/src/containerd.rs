@@ -46,6 +46,11 @@ impl Containerd {
         Ok(containerd)
     }
 
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.service.pid()
+    }
+
     /// Its own socket.
     pub fn socket(&self) -> PathBuf {
         self.dir.join("containerd.sock")

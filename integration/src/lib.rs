@@ -16,12 +16,14 @@ pub mod golden;
 pub mod host;
 pub mod image;
 pub mod link;
+pub mod manager;
 pub mod push;
 pub mod registry;
 pub mod relay;
 pub mod scratch;
 pub mod service;
 pub mod snapshotter;
+pub mod soak;
 pub mod tamper;
 pub mod walk;
 

@@ -7,6 +7,8 @@
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -115,6 +117,11 @@ impl Link {
     /// Where the service at the far end has to listen.
     pub fn far_address(&self) -> SocketAddr {
         SocketAddr::from((self.far, PORT))
+    }
+
+    /// Bytes that came from the far end so far; goes on counting.
+    pub fn passed(&self) -> Arc<AtomicU64> {
+        self.relay.passed()
     }
 
     /// Where it is to be reached from here.

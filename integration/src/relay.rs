@@ -2,6 +2,8 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -23,6 +25,7 @@ const ON_THEIR_WAY: usize = 256;
 #[derive(Debug)]
 pub struct Relay {
     address: SocketAddr,
+    passed: Arc<AtomicU64>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -36,16 +39,19 @@ impl Relay {
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0"))?;
         let address = listener.local_addr()?;
         let (stop, stopped) = oneshot::channel();
+        let passed = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&passed);
         let thread = std::thread::spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
                     _ = stopped => {}
-                    () = serve(listener, target, round_trip) => {}
+                    () = serve(listener, target, round_trip, counter) => {}
                 }
             });
         });
         Ok(Self {
             address,
+            passed,
             stop: Some(stop),
             thread: Some(thread),
         })
@@ -54,6 +60,11 @@ impl Relay {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Bytes that came back through it so far; goes on counting.
+    pub fn passed(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.passed)
     }
 }
 
@@ -67,24 +78,36 @@ impl Drop for Relay {
     }
 }
 
-async fn serve(listener: TcpListener, target: SocketAddr, round_trip: Duration) {
+async fn serve(
+    listener: TcpListener,
+    target: SocketAddr,
+    round_trip: Duration,
+    passed: Arc<AtomicU64>,
+) {
     while let Ok((near, _)) = listener.accept().await {
+        let passed = Arc::clone(&passed);
         tokio::spawn(async move {
             sleep(round_trip).await;
             // Either end may break off; the other one is told by its connection's end.
-            let _ = pass(near, target, round_trip / 2).await;
+            let _ = pass(near, target, round_trip / 2, &passed).await;
         });
     }
 }
 
-async fn pass(near: TcpStream, target: SocketAddr, delay: Duration) -> io::Result<()> {
+async fn pass(
+    near: TcpStream,
+    target: SocketAddr,
+    delay: Duration,
+    passed: &AtomicU64,
+) -> io::Result<()> {
     let far = TcpStream::connect(target).await?;
     near.set_nodelay(true)?;
     far.set_nodelay(true)?;
     let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
+    let unseen = AtomicU64::new(0);
     tokio::try_join!(
-        one_way(near_in, far_out, delay),
-        one_way(far_in, near_out, delay)
+        one_way(near_in, far_out, delay, &unseen),
+        one_way(far_in, near_out, delay, passed)
     )?;
     Ok(())
 }
@@ -93,6 +116,7 @@ async fn one_way(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     delay: Duration,
+    passed: &AtomicU64,
 ) -> io::Result<()> {
     let (push, mut pull) = mpsc::channel::<(Instant, Bytes)>(ON_THEIR_WAY);
     let reading = async move {
@@ -109,6 +133,7 @@ async fn one_way(
         while let Some((due, chunk)) = pull.recv().await {
             sleep_until(due).await;
             to.write_all(&chunk).await?;
+            passed.fetch_add(chunk.len() as u64, Ordering::Relaxed);
         }
         to.shutdown().await
     };

@@ -107,6 +107,33 @@ pub fn interrupt() {
     }
 }
 
+/// From now on a Ctrl-C, or any other polite request to end, cleans up before it ends us.
+pub fn clean_up_on_signals() -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let mut signals = Vec::new();
+    for kind in [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+    ] {
+        let _guard = runtime.enter();
+        signals.push(signal(kind)?);
+    }
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            let any = signals.iter_mut().map(|signal| Box::pin(signal.recv()));
+            futures::future::select_all(any).await;
+        });
+        eprintln!("interrupted: cleaning up");
+        interrupt();
+        std::process::exit(130);
+    });
+    Ok(())
+}
+
 /// An error if everything is being cleaned up.
 pub(crate) fn check_not_interrupted() -> Result<()> {
     ensure!(!INTERRUPTED.load(Ordering::SeqCst), "interrupted");

@@ -5,6 +5,8 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use nix::sys::signal::Signal;
@@ -13,6 +15,7 @@ use crate::binaries::binary;
 use crate::command::command;
 use crate::containerd::Containerd;
 use crate::distribution::free_port;
+use crate::manager::Manager;
 use crate::scratch::Scratch;
 use crate::service::Service;
 
@@ -23,12 +26,49 @@ pub struct Snapshotter {
     dir: PathBuf,
     socket: PathBuf,
     metrics: u16,
+    manager: Option<Arc<Manager>>,
 }
+
+/// Makes of the command that starts the daemon another one that does.
+pub type Wrap = dyn Fn(&Command) -> Command;
 
 impl Snapshotter {
     /// Starts it below `scratch` for `containerd`, with its root in `root` below that and the lines
     /// of `config` (TOML, top-level keys first) after those that every test needs.
     pub fn start(scratch: &Scratch, containerd: &Containerd, config: &str) -> Result<Self> {
+        Self::start_under(None, scratch, containerd, config)
+    }
+
+    /// Starts it as a service of `manager`.
+    pub fn start_under(
+        manager: Option<Arc<Manager>>,
+        scratch: &Scratch,
+        containerd: &Containerd,
+        config: &str,
+    ) -> Result<Self> {
+        let (dir, metrics) = Self::configure(scratch, containerd, config)?;
+        Self::start_again(&dir, &containerd.snapshotter_socket(), metrics, manager)
+    }
+
+    /// Starts it by the command that `wrap` makes of its own.
+    pub fn start_wrapped(
+        wrap: &Wrap,
+        scratch: &Scratch,
+        containerd: &Containerd,
+        config: &str,
+    ) -> Result<Self> {
+        let (dir, metrics) = Self::configure(scratch, containerd, config)?;
+        let socket = containerd.snapshotter_socket();
+        let mut daemon = wrap(&daemon(&dir, &socket)?);
+        Self::wait_for(&mut daemon, &dir, &socket, metrics, None)
+    }
+
+    /// Its directory, with a configuration, and its port for metrics.
+    fn configure(
+        scratch: &Scratch,
+        containerd: &Containerd,
+        config: &str,
+    ) -> Result<(PathBuf, u16)> {
         let metrics = free_port()?;
         let dir = scratch.dir("soci")?;
         let head = format!("metrics_address = \"127.0.0.1:{metrics}\"\n");
@@ -37,39 +77,66 @@ impl Snapshotter {
             containerd.socket().display()
         );
         fs::write(dir.join("config.toml"), text)?;
-        Self::start_again(&dir, &containerd.snapshotter_socket(), metrics)
+        Ok((dir, metrics))
     }
 
     /// Stops it with `signal` and starts it again on the same root.
     pub fn restart(mut self, signal: Signal) -> Result<Self> {
         self.service.stop(signal)?;
-        let (dir, socket, metrics) = (self.dir.clone(), self.socket.clone(), self.metrics);
-        drop(self);
-        Self::start_again(&dir, &socket, metrics)
+        self.start_after_end()
     }
 
-    fn start_again(dir: &Path, socket: &Path, metrics: u16) -> Result<Self> {
-        let mut daemon = command(binary("soci-snapshotter-grpc")?);
-        daemon
-            .arg("--address")
-            .arg(socket)
-            .arg("--config")
-            .arg(dir.join("config.toml"));
-        daemon
-            .arg("--root")
-            .arg(dir.join("root"))
-            .args(["--log-level", "info"]);
-        let service = Service::start("snapshotter", &mut daemon, &dir.join("daemon.log"))?;
+    /// Starts it again when it has ended.
+    pub fn start_after_end(self) -> Result<Self> {
+        let (dir, socket, metrics) = (self.dir.clone(), self.socket.clone(), self.metrics);
+        let manager = self.manager.clone();
+        drop(self);
+        Self::start_again(&dir, &socket, metrics, manager)
+    }
+
+    /// Like [`Self::restart`], and says how long the new process took until it listened.
+    pub fn end_and_start(mut self, signal: Signal) -> Result<(Self, Duration)> {
+        self.service.stop(signal)?;
+        let start = Instant::now();
+        let started = self.start_after_end()?;
+        Ok((started, start.elapsed()))
+    }
+
+    fn start_again(
+        dir: &Path,
+        socket: &Path,
+        metrics: u16,
+        manager: Option<Arc<Manager>>,
+    ) -> Result<Self> {
+        let mut daemon = daemon(dir, socket)?;
+        if let Some(manager) = &manager {
+            daemon = manager.command(&daemon)?;
+        }
+        Self::wait_for(&mut daemon, dir, socket, metrics, manager)
+    }
+
+    fn wait_for(
+        daemon: &mut Command,
+        dir: &Path,
+        socket: &Path,
+        metrics: u16,
+        manager: Option<Arc<Manager>>,
+    ) -> Result<Self> {
+        let service = Service::start("snapshotter", daemon, &dir.join("daemon.log"))?;
         let (dir, socket) = (dir.to_owned(), socket.to_owned());
         let mut snapshotter = Self {
             service,
             dir,
             socket: socket.clone(),
             metrics,
+            manager,
         };
         snapshotter
             .service
             .wait_ready(|| UnixStream::connect(&socket).is_ok())?;
+        if let Some(manager) = &snapshotter.manager {
+            manager.started();
+        }
         Ok(snapshotter)
     }
 
@@ -81,6 +148,17 @@ impl Snapshotter {
     /// What it has logged.
     pub fn log(&self) -> String {
         self.service.log()
+    }
+
+    /// The process id of the holder of its descriptors, if there is one.
+    pub fn holder(&self) -> Result<Option<i32>> {
+        let root = self.root().display().to_string();
+        let is_holder = |process: &procfs::process::Process| {
+            let arguments = process.cmdline().unwrap_or_default();
+            arguments.iter().any(|argument| argument == "holder") && arguments.contains(&root)
+        };
+        let mut processes = procfs::process::all_processes()?.filter_map(Result::ok);
+        Ok(processes.find(is_holder).map(|process| process.pid))
     }
 
     /// Its process id.
@@ -136,11 +214,23 @@ impl Snapshotter {
     }
 }
 
+/// The command that starts the daemon in `dir`.
+fn daemon(dir: &Path, socket: &Path) -> Result<Command> {
+    let mut daemon = command(binary("soci-snapshotter-grpc")?);
+    daemon.arg("--address").arg(socket);
+    daemon.arg("--config").arg(dir.join("config.toml"));
+    daemon.arg("--root").arg(dir.join("root"));
+    daemon.args(["--log-level", "info"]);
+    Ok(daemon)
+}
+
 /// The `soci` command, with a root of its own.
 #[derive(Debug, Clone)]
 pub struct Soci {
     root: PathBuf,
     containerd: Option<(PathBuf, String)>,
+    /// Where our daemon listens, or would.
+    snapshotter: PathBuf,
 }
 
 impl Soci {
@@ -149,6 +239,7 @@ impl Soci {
         Ok(Self {
             root: scratch.dir("soci-cli")?,
             containerd: None,
+            snapshotter: PathBuf::from("/nonexistent/soci.sock"),
         })
     }
 
@@ -158,6 +249,7 @@ impl Soci {
         Ok(Self {
             root: scratch.dir("soci-cli")?,
             containerd: Some((containerd.socket(), namespace)),
+            snapshotter: containerd.snapshotter_socket(),
         })
     }
 
@@ -165,6 +257,7 @@ impl Soci {
     pub fn command(&self) -> Result<Command> {
         let mut soci = command(binary("soci")?);
         soci.arg("--root").arg(&self.root);
+        soci.arg("--snapshotter-address").arg(&self.snapshotter);
         match &self.containerd {
             Some((socket, namespace)) => {
                 soci.arg("--address")

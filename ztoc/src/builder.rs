@@ -143,8 +143,47 @@ pub fn sniff(head: &[u8]) -> LayerFormat {
     }
 }
 
-/// Reads the whole layer from `layer`. Memory is bounded by a few spans, the checkpoints and the
+/// Reads the whole layer from `layer`. Memory is bounded by a few megabytes, the checkpoints and the
 /// table of contents. Starts two threads, which end before it returns.
+///
+/// `layer` is read once, from its first byte to its last, so that it may be a pipe or a download:
+/// for a layer that is being pulled, give it a reader that waits for the next chunk, and run
+/// this on a thread of its own. An error of the reader is [`BuildError::Read`].
+///
+/// ```
+/// use std::io::{self, Read};
+/// use std::sync::mpsc::{Receiver, sync_channel};
+/// use ztoc::builder::{self, BuildOptions};
+///
+/// struct Chunks(Receiver<Vec<u8>>, io::Cursor<Vec<u8>>);
+///
+/// impl Read for Chunks {
+///     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+///         while self.1.position() == self.1.get_ref().len() as u64 {
+///             match self.0.recv() {
+///                 Ok(chunk) => self.1 = io::Cursor::new(chunk),
+///                 Err(_) => return Ok(0),
+///             }
+///         }
+///         self.1.read(into)
+///     }
+/// }
+///
+/// # let tar = vec![0; 1024];
+/// let (download, chunks) = sync_channel(4);
+/// let build = std::thread::spawn(move || {
+///     let options = BuildOptions { span_size: ztoc::SpanSize::DEFAULT, build_tool: String::new() };
+///     let layer = Chunks(chunks, io::Cursor::default());
+///     builder::build(ztoc::Compression::Uncompressed, layer, &options)
+/// });
+/// for chunk in tar.chunks(100) {
+///     download.send(chunk.to_vec())?;
+/// }
+/// drop(download);
+/// let built = build.join().expect("it does not panic")?;
+/// assert_eq!(built.diff_id, ztoc::Digest::of(&tar));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 ///

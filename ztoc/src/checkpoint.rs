@@ -4,7 +4,14 @@
 //! first generation (v1) leaves the first checkpoint out; only the blob's length tells the
 //! two apart. A plain tar's blob is a small FlatBuffer with its span size.
 
-use crate::error::ZinfoError;
+mod window;
+
+use std::sync::Arc;
+
+pub use self::window::ZtocBytes;
+
+use self::window::Windows;
+use crate::error::{WindowError, ZinfoError};
 use crate::unit::{CompressedOffset, UncompressedOffset};
 use crate::wire::Reader;
 
@@ -12,7 +19,9 @@ use crate::wire::Reader;
 pub const WINDOW_LEN: usize = 32 * 1024;
 
 const HEADER_LEN: usize = 12;
-const RECORD_LEN: usize = 17 + WINDOW_LEN;
+/// Where in a record the window is.
+const WINDOW_AT: usize = 17;
+const RECORD_LEN: usize = WINDOW_AT + WINDOW_LEN;
 
 /// Where a span begins. Its window is kept apart: see [`crate::SpanTable::write_window`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,36 +83,19 @@ pub(crate) struct GzipZinfo {
     windows: Windows,
 }
 
-/// The window of each checkpoint.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-struct Windows {
-    /// Windows that are all zeros and not in `bytes`: those in front.
-    implied: usize,
-    bytes: Vec<u8>,
-}
-
-impl Windows {
-    fn get(&self, index: usize) -> Option<&[u8]> {
-        let at = index.checked_sub(self.implied)? * WINDOW_LEN;
-        self.bytes.get(at..at + WINDOW_LEN)
-    }
-}
-
 impl GzipZinfo {
     pub(crate) fn new(span_size: i64) -> Self {
-        let windows = Windows::default();
         Self {
             version: ZinfoVersion::V2,
             span_size,
             checkpoints: Vec::new(),
-            windows,
+            windows: Windows::held(0),
         }
     }
 
     pub(crate) fn push(&mut self, checkpoint: Checkpoint, window: &[u8]) {
-        debug_assert_eq!(window.len(), WINDOW_LEN);
         self.checkpoints.push(checkpoint);
-        self.windows.bytes.extend_from_slice(window);
+        self.windows.push(window);
     }
 
     /// The length of the blob, if it is v2.
@@ -112,14 +104,21 @@ impl GzipZinfo {
     }
 
     /// The 32 KiB of output before a checkpoint, older bytes first.
-    pub(crate) fn write_window(&self, index: usize, into: &mut [u8]) {
-        match self.windows.get(index) {
-            Some(window) => into.copy_from_slice(window),
-            None => into.fill(0),
-        }
+    pub(crate) fn write_window(&self, index: usize, into: &mut [u8]) -> Result<(), WindowError> {
+        self.windows.write(index, into)
     }
 
-    pub(crate) fn decode(blob: &[u8]) -> Result<Self, ZinfoError> {
+    /// Bytes of memory that checkpoints and windows take.
+    pub(crate) fn memory(&self) -> usize {
+        self.checkpoints.capacity() * size_of::<Checkpoint>() + self.windows.memory()
+    }
+
+    /// Reads a blob. If it is told in which zTOC, and where there, it begins, the windows stay
+    /// where they are.
+    pub(crate) fn decode(
+        blob: &[u8],
+        left: Option<(Arc<dyn ZtocBytes>, usize)>,
+    ) -> Result<Self, ZinfoError> {
         let (Some(have), Some(span_size)) = (array(blob, 0), array(blob, 4)) else {
             return Err(ZinfoError::Header(blob.len()));
         };
@@ -131,17 +130,22 @@ impl GzipZinfo {
         })?;
         let mut zinfo = Self::new(i64::from_le_bytes(span_size));
         zinfo.version = version;
-        zinfo.windows.implied = implied;
-        zinfo
-            .windows
-            .bytes
-            .reserve_exact(records.len() / RECORD_LEN * WINDOW_LEN);
+        zinfo.windows = match left {
+            None => Windows::held(implied),
+            Some((ztoc, at)) => {
+                let first = (at + HEADER_LEN + WINDOW_AT) as u64;
+                Windows::left(implied, ztoc, first, RECORD_LEN as u64)
+            }
+        };
+        let count = records.len() / RECORD_LEN;
+        zinfo.windows.reserve(count);
+        zinfo.checkpoints.reserve_exact(implied + count);
         if implied == 1 {
             zinfo.checkpoints.push(Checkpoint::at_bit(80, 0));
         }
         for record in records.chunks_exact(RECORD_LEN) {
             let checkpoint = decode_record(zinfo.checkpoints.len(), record)?;
-            zinfo.push(checkpoint, &record[17..]);
+            zinfo.push(checkpoint, &record[WINDOW_AT..]);
         }
         Ok(zinfo)
     }
@@ -159,7 +163,8 @@ impl GzipZinfo {
             blob.push(checkpoint.bits);
             let window = blob.len();
             blob.resize(window + WINDOW_LEN, 0);
-            self.write_window(index, &mut blob[window..]);
+            self.write_window(index, &mut blob[window..])
+                .expect("the windows of a zTOC that can be encoded are in memory");
         }
         blob
     }
@@ -308,29 +313,29 @@ mod tests {
     #[test]
     fn a_v1_blob_implies_its_first_checkpoint_and_is_written_back_as_v1() {
         let blob = blob(2, &[(1000, 5000, 3)]);
-        let zinfo = GzipZinfo::decode(&blob).unwrap();
+        let zinfo = GzipZinfo::decode(&blob, None).unwrap();
         assert_eq!(zinfo.version, ZinfoVersion::V1);
         assert_eq!(zinfo.checkpoints[0], Checkpoint::at_bit(80, 0));
         let mut window = vec![1; WINDOW_LEN];
-        zinfo.write_window(0, &mut window);
+        zinfo.write_window(0, &mut window).unwrap();
         assert!(window.iter().all(|byte| *byte == 0));
-        zinfo.write_window(1, &mut window);
+        zinfo.write_window(1, &mut window).unwrap();
         assert_eq!(window[..4], [3, 2, 1, 0]);
         assert_eq!(zinfo.encode(), blob);
     }
 
     #[test]
     fn twelve_bytes_with_one_checkpoint_are_v1_and_with_none_are_refused() {
-        let one = GzipZinfo::decode(&blob(1, &[])).unwrap();
+        let one = GzipZinfo::decode(&blob(1, &[]), None).unwrap();
         assert_eq!((one.version, one.checkpoints.len()), (ZinfoVersion::V1, 1));
-        assert!(GzipZinfo::decode(&blob(0, &[])).is_err());
+        assert!(GzipZinfo::decode(&blob(0, &[]), None).is_err());
     }
 
     #[test]
     fn a_length_that_fits_only_in_32_bit_arithmetic_is_refused() {
         let mut blob = vec![0; 195_566];
         blob[..4].copy_from_slice(&131_010_i32.to_le_bytes());
-        let refused = GzipZinfo::decode(&blob);
+        let refused = GzipZinfo::decode(&blob, None);
         assert_eq!(
             refused,
             Err(ZinfoError::Length {
@@ -344,7 +349,7 @@ mod tests {
     fn negative_offsets_and_impossible_bit_counts_are_refused() {
         for record in [(-1, 0, 0), (10, -1, 0), (10, 0, 8), (0, 0, 1)] {
             assert!(
-                GzipZinfo::decode(&blob(1, &[record])).is_err(),
+                GzipZinfo::decode(&blob(1, &[record]), None).is_err(),
                 "{record:?}"
             );
         }
@@ -369,6 +374,36 @@ mod tests {
         assert!(TarZinfo::decode(&zinfo.encode()).is_err());
     }
 
+    #[derive(Debug)]
+    struct Kept(Vec<u8>);
+
+    impl ZtocBytes for Kept {
+        fn read_exact_at(&self, into: &mut [u8], offset: u64) -> std::io::Result<()> {
+            let at = usize::try_from(offset).unwrap();
+            into.copy_from_slice(&self.0[at..at + into.len()]);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn windows_left_in_place_are_those_of_both_generations() {
+        for have in [2, 3] {
+            let mut blob = blob(have, &[(9, 9, 1), (70, 70, 2)]);
+            blob[HEADER_LEN + WINDOW_AT] = 5;
+            blob[HEADER_LEN + RECORD_LEN + WINDOW_AT + 3] = 6;
+            let kept = Arc::new(Kept([&[0; 33], &blob[..]].concat()));
+            let held = GzipZinfo::decode(&blob, None).unwrap();
+            let left = GzipZinfo::decode(&blob, Some((kept, 33))).unwrap();
+            assert_eq!(left.checkpoints, held.checkpoints);
+            for index in 0..held.checkpoints.len() {
+                let mut windows = [[1; WINDOW_LEN], [2; WINDOW_LEN]];
+                held.write_window(index, &mut windows[0]).unwrap();
+                left.write_window(index, &mut windows[1]).unwrap();
+                assert!(windows[0] == windows[1], "{have} {index}");
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn plain_tar_blobs_survive_a_round_trip(version: i32, span_size in 1..i64::MAX as u64,
@@ -384,7 +419,7 @@ mod tests {
         ) {
             let mut blob = blob(have, &[(9, 9, 1), (70, 70, 2)][..records.min(2)]);
             blob[12..].iter_mut().zip(&bytes).for_each(|(to, from)| *to = *from);
-            if let Ok(zinfo) = GzipZinfo::decode(&blob) {
+            if let Ok(zinfo) = GzipZinfo::decode(&blob, None) {
                 prop_assert_eq!(zinfo.encode(), blob);
             }
             let _ = TarZinfo::decode(&bytes);

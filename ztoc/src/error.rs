@@ -289,4 +289,22 @@ pub enum InflateError {
     /// What follows the end of a gzip member is no gzip member.
     #[error("behind the end of a gzip member: {0}")]
     Member(#[from] GzipError),
+    /// The decoder cannot be restored.
+    #[error("the window of the checkpoint: {0}")]
+    Window(#[from] WindowError),
+}
+
+/// A window that was left in its zTOC and cannot be had from there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WindowError {
+    /// It cannot be read.
+    #[error("cannot read it from the zTOC: {0}")]
+    Read(std::io::ErrorKind),
+    /// It is not what it was when the zTOC was decoded.
+    #[error("the zTOC has changed at byte {offset}")]
+    Changed {
+        /// Where in the zTOC the window is.
+        offset: u64,
+    },
 }

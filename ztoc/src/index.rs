@@ -7,6 +7,7 @@
 //!
 //! * [`Descriptor`], [`Platform`], [`Manifest`], [`ImageIndex`]: the OCI structures;
 //! * [`SociIndex`]: building and reading index v1 and v2;
+//! * [`Prefetch`]: spans wanted first;
 //! * [`convert`]: ties v2 indexes to the manifests of an image.
 
 mod canonical;
@@ -14,6 +15,7 @@ mod convert;
 mod descriptor;
 mod manifest;
 mod platform;
+mod prefetch;
 mod soci;
 
 pub use canonical::canonical_json;
@@ -21,6 +23,7 @@ pub use convert::{Conversion, ConvertError, Document, IndexedManifest, convert};
 pub use descriptor::{Annotations, Descriptor};
 pub use manifest::{DocumentError, ImageIndex, MAX_DOCUMENT_SIZE, Manifest};
 pub use platform::{ParsePlatformError, Platform};
+pub use prefetch::{Prefetch, PrefetchError, PrefetchRange};
 pub use soci::{IndexError, IndexVersion, PrefetchDescriptor, SociIndex, Subject, ZtocDescriptor};
 
 use crate::ztoc::Compression;

@@ -28,7 +28,7 @@ mod wire;
 mod ztoc;
 
 pub use crate::digest::Digest;
-pub use crate::span::{CompressedSpan, SpanBuffer, SpanTable, VerifiedSpan};
+pub use crate::span::{CompressedSpan, SpanBuffer, SpanDecoder, SpanTable, VerifiedSpan};
 pub use crate::toc::{Entry, EntryKind, Toc};
 pub use crate::unit::{CompressedOffset, SpanId, SpanSize, UncompressedOffset};
 pub use crate::ztoc::{Compression, Ztoc};

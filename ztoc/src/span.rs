@@ -5,10 +5,10 @@ mod inflate;
 
 use std::ops::Range;
 
-pub use self::inflate::SpanBuffer;
+pub use self::inflate::{SpanBuffer, SpanDecoder};
 use crate::checkpoint::{Checkpoint, WINDOW_LEN, Zinfo, ZinfoVersion};
 use crate::digest::Digest;
-use crate::error::{SpansError, VerifyError};
+use crate::error::{SpansError, VerifyError, WindowError};
 use crate::unit::{ByteLen as _, CompressedOffset, SpanId, SpanSize, UncompressedOffset};
 use crate::ztoc::Compression;
 
@@ -192,13 +192,29 @@ impl SpanTable {
     /// Writes the [`WINDOW_LEN`] uncompressed bytes in front of a span, as far as they exist, behind
     /// zeros. All zeros for a plain tar. Panics if `into` has another length, or if `span` is not
     /// below [`Self::count`].
-    pub fn write_window(&self, span: SpanId, into: &mut [u8]) {
+    ///
+    /// # Errors
+    ///
+    /// Only of windows that were left in their zTOC ([`crate::Ztoc::decode_lean`]).
+    pub fn write_window(&self, span: SpanId, into: &mut [u8]) -> Result<(), WindowError> {
         assert_eq!(into.len(), WINDOW_LEN);
         assert!(span.0 < self.count(), "no span {span}");
         match &self.zinfo {
             Zinfo::Gzip(zinfo) => zinfo.write_window(span.0 as usize, into),
-            Zinfo::Tar(_) => into.fill(0),
+            Zinfo::Tar(_) => {
+                into.fill(0);
+                Ok(())
+            }
         }
+    }
+
+    /// Bytes of memory that the table takes, as far as they depend on the number of spans.
+    pub fn memory(&self) -> usize {
+        let checkpoints = match &self.zinfo {
+            Zinfo::Gzip(zinfo) => zinfo.memory(),
+            Zinfo::Tar(_) => 0,
+        };
+        checkpoints + self.digests.capacity() * size_of::<Digest>()
     }
 
     /// The compressed bytes of a span. Neighbours overlap by one byte where a checkpoint
@@ -267,25 +283,26 @@ impl SpanTable {
     }
 }
 
-/// Bytes that claim to be a span's compressed range.
+/// Bytes that claim to be a span's compressed range: borrowed, or held by whoever decodes them
+/// later ([`VerifiedSpan::decoder`]).
 #[derive(Debug)]
-pub struct CompressedSpan<'a> {
+pub struct CompressedSpan<B> {
     id: SpanId,
-    bytes: &'a [u8],
+    bytes: B,
 }
 
 /// A span whose compressed bytes match length and digest in its table. Only
 /// [`CompressedSpan::verify`] makes one.
 #[derive(Debug)]
-pub struct VerifiedSpan<'a> {
-    table: &'a SpanTable,
+pub struct VerifiedSpan<'t, B = &'t [u8]> {
+    table: &'t SpanTable,
     id: SpanId,
-    bytes: &'a [u8],
+    bytes: B,
 }
 
-impl<'a> CompressedSpan<'a> {
+impl<B: AsRef<[u8]>> CompressedSpan<B> {
     /// Names `bytes` as span `id`.
-    pub fn new(id: SpanId, bytes: &'a [u8]) -> Self {
+    pub fn new(id: SpanId, bytes: B) -> Self {
         Self { id, bytes }
     }
 
@@ -294,7 +311,7 @@ impl<'a> CompressedSpan<'a> {
     /// # Errors
     ///
     /// The bytes are not this span's, or there is no such span.
-    pub fn verify(self, table: &'a SpanTable) -> Result<VerifiedSpan<'a>, VerifyError> {
+    pub fn verify(self, table: &SpanTable) -> Result<VerifiedSpan<'_, B>, VerifyError> {
         let Self { id: span, bytes } = self;
         if span.0 >= table.count() {
             return Err(VerifyError::NoSuchSpan {
@@ -302,7 +319,8 @@ impl<'a> CompressedSpan<'a> {
                 count: table.count(),
             });
         }
-        let (expected, actual) = (table.compressed(span).byte_len(), bytes.len() as u64);
+        let plain = bytes.as_ref();
+        let (expected, actual) = (table.compressed(span).byte_len(), plain.len() as u64);
         if expected != actual {
             return Err(VerifyError::Length {
                 span,
@@ -310,7 +328,7 @@ impl<'a> CompressedSpan<'a> {
                 actual,
             });
         }
-        let (expected, actual) = (table.digest(span), Digest::of(bytes));
+        let (expected, actual) = (table.digest(span), Digest::of(plain));
         if expected != actual {
             return Err(VerifyError::Digest {
                 span,

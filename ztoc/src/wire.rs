@@ -180,8 +180,14 @@ impl<'r, 'a> Table<'r, 'a> {
 
     /// A string or byte vector; empty if absent.
     pub(crate) fn bytes(&self, id: usize) -> Result<&'a [u8], WireError> {
-        self.reference(id)?
-            .map_or(Ok(&[]), |at| self.reader.counted_bytes(at))
+        Ok(self.bytes_at(id)?.1)
+    }
+
+    /// A string or byte vector, and where in the buffer it begins; empty if absent.
+    pub(crate) fn bytes_at(&self, id: usize) -> Result<(usize, &'a [u8]), WireError> {
+        self.reference(id)?.map_or(Ok((0, &[])), |at| {
+            Ok((at + 4, self.reader.counted_bytes(at)?))
+        })
     }
 
     pub(crate) fn table(&self, id: usize) -> Result<Option<Self>, WireError> {

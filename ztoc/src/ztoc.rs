@@ -3,6 +3,9 @@
 mod decode;
 mod encode;
 
+use std::sync::Arc;
+
+use crate::checkpoint::ZtocBytes;
 use crate::error::DecodeError;
 use crate::span::SpanTable;
 use crate::toc::Toc;
@@ -47,7 +50,23 @@ impl Ztoc {
     ///
     /// Which part is malformed, contradicts another, or exceeds a limit.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        decode::decode(bytes)
+        decode::decode(bytes, None)
+    }
+
+    /// Decodes and checks zTOC 0.9 bytes, all of `bytes`, and leaves the windows of the checkpoints
+    /// where they are: they are read from `ztoc`, which keeps the same bytes, when a span is
+    /// decoded, and are checked then to be what they were. What stays in memory of a span
+    /// are less than 100 bytes instead of 32 KiB. As a zTOC without its windows cannot be
+    /// encoded, its two halves are what comes of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::decode`].
+    pub fn decode_lean(
+        bytes: &[u8],
+        ztoc: Arc<dyn ZtocBytes>,
+    ) -> Result<(Toc, SpanTable), DecodeError> {
+        Ok(decode::decode(bytes, Some(ztoc))?.into_parts())
     }
 
     /// The canonical bytes: identical to the original's for the same content.

@@ -142,7 +142,7 @@ fn checkpoint_blob(ztoc: &Ztoc) -> Vec<u8> {
         blob.push(checkpoint.bits);
         let window = blob.len();
         blob.resize(window + 32 * 1024, 0);
-        spans.write_window(span, &mut blob[window..]);
+        spans.write_window(span, &mut blob[window..]).unwrap();
     }
     blob
 }

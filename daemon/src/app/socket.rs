@@ -10,7 +10,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result};
 use tokio::net::UnixListener;
 
-use super::activation;
+use super::activation::Passed;
 
 /// Where the socket is if the user names none.
 pub const DEFAULT_ADDRESS: &str = "/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock";
@@ -49,10 +49,10 @@ impl Address {
     ///
     /// # Errors
     /// The socket cannot be had; or another process listens there.
-    pub fn listen(&self) -> Result<(UnixListener, Option<PathBuf>)> {
+    pub(super) fn listen(&self, passed: &mut Passed) -> Result<(UnixListener, Option<PathBuf>)> {
         let path = match self {
             Self::Path(path) => path.clone(),
-            Self::Systemd => match activation::listener()? {
+            Self::Systemd => match passed.listener()? {
                 Some(listener) => return Ok((listener, None)),
                 None => PathBuf::from(DEFAULT_ADDRESS),
             },

@@ -131,6 +131,13 @@ impl Manifests {
         Some(known.collect())
     }
 
+    /// The diff ID of the layer, if the image's configuration can be had.
+    pub(super) async fn diff_id(&self, request: &LayerRequest) -> Option<Digest> {
+        let layers = self.layers(request).await?;
+        let same = |layer: &&KnownLayer| layer.digest == request.layer;
+        layers.iter().find(same)?.diff_id
+    }
+
     async fn manifest(&self, request: &LayerRequest) -> Option<Arc<Manifest>> {
         let digest = request.manifest.or_else(|| request.image.digest())?;
         if let Some(known) = self.known.lock().get(&digest) {

@@ -1,5 +1,6 @@
 //! The layers of a daemon as its configuration file wants them.
 
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,16 +10,20 @@ use fuse::MountOptions;
 use tokio::runtime::Handle;
 
 use super::{ImageLayers, ImageOptions, PullOptions, Sources, WholeImages};
-use crate::config::{Config, ContentStoreKind, HostConfig, MirrorConfig, ParallelPullConfig};
+use crate::config::{
+    BackgroundFetchConfig, Config, ContentStoreKind, DropPolicy, HostConfig, MirrorConfig,
+    ParallelPullConfig,
+};
 use crate::containerd::Containerd;
 use crate::content::{ContainerdStore, ContentStore, OciLayoutStore};
 use crate::discovery::{Discovery, Modes};
-use crate::layer::{LayerOptions, LayerStore};
+use crate::layer::{FillOptions, LayerOptions, LayerStore};
 use crate::registry::{
     CredentialProvider, DockerConfig, HttpConfig, KubeletProviders, Mirror, Registry,
     RegistryConfig,
 };
 use crate::view::Views;
+use crate::view::keeper::Keep;
 
 /// The containerd namespace whose content store is used; SOCI artifacts are stored there by
 /// `soci --namespace`.
@@ -30,22 +35,17 @@ const VERIFICATION_RETRIES: u32 = 2;
 const NO_LIMIT: Duration = Duration::from_secs(1 << 30);
 
 impl ImageLayers {
-    /// Layers kept under `root`, as `config` wants them. Takes off the mounts of an earlier daemon. Must be
-    /// called within a runtime, which everything runs on.
+    /// Layers kept under `root`, as `config` wants them, with the descriptors of their views kept by `keeper`.
+    /// What an earlier daemon mounted is there until it is [adopted](Self::adopt). Must be called within
+    /// a runtime, which everything runs on. `credentials` are further sources of them, asked after those of the
+    /// configuration file.
     ///
     /// # Errors
     /// What cannot be opened, or which setting is wrong.
-    pub fn start(root: &Path, config: &Config) -> Result<Self> {
-        Self::start_with(root, config, Vec::new())
-    }
-
-    /// The same with further sources of credentials, asked after those of the configuration file.
-    ///
-    /// # Errors
-    /// As [`Self::start`].
-    pub fn start_with(
+    pub fn start(
         root: &Path,
         config: &Config,
+        keeper: Arc<dyn Keep>,
         credentials: Vec<Arc<dyn CredentialProvider>>,
     ) -> Result<Self> {
         let runtime = Handle::current();
@@ -62,7 +62,7 @@ impl ImageLayers {
         let views = root.join("views");
         let mut options = MountOptions::new(root);
         options.log_operations = config.fuse.log_fuse_operations || config.debug;
-        let views = Views::start(&views, options, runtime)
+        let views = Views::start_kept(&views, options, runtime, keeper)
             .with_context(|| format!("cannot prepare {}", views.display()))?;
         let sources = Sources {
             registry,
@@ -158,8 +158,27 @@ fn layers(config: &Config) -> LayerOptions {
     let retries = config.blob.max_span_verification_retries;
     LayerOptions {
         verification_retries: retries.max(VERIFICATION_RETRIES),
+        fill: fill(&config.background_fetch),
+        cache_limit: Some(config.layer_cache.max_size.bytes).filter(|&bytes| bytes > 0),
         ..LayerOptions::default()
     }
+}
+
+/// What the original's defaults would slow down goes at once; other values are meant.
+fn fill(config: &BackgroundFetchConfig) -> Option<FillOptions> {
+    let usual = BackgroundFetchConfig::default();
+    let meant = |value: u64, usual: u64| match value {
+        value if value == usual => Duration::ZERO,
+        value => Duration::from_millis(value).min(NO_LIMIT),
+    };
+    let fill = FillOptions {
+        silence: meant(config.silence_period_msec, usual.silence_period_msec),
+        period: meant(config.fetch_period_msec, usual.fetch_period_msec),
+        bandwidth: NonZeroU64::new(config.max_bandwidth.bytes),
+        most_waiting: usize::try_from(config.max_queue_size).unwrap_or(usize::MAX),
+        drop_oldest: config.drop_policy == DropPolicy::Oldest,
+    };
+    (!config.disable).then_some(fill)
 }
 
 fn images(config: &Config) -> ImageOptions {
@@ -243,6 +262,8 @@ mod tests {
             max_span_verification_retries = 5
             [snapshotter]
             min_layer_size = 1000
+            [layer_cache]
+            max_size = "2gb"
             [[resolver.host."registry.test".mirrors]]
             host = "mirror.test:5000"
             insecure = true
@@ -255,6 +276,7 @@ mod tests {
         assert_eq!((&*mirror.host, mirror.insecure), ("mirror.test:5000", true));
         assert_eq!(mirror.request_timeout, Some(NO_LIMIT));
         assert_eq!(layers(&config).verification_retries, 5);
+        assert_eq!(layers(&config).cache_limit, Some(2 << 30));
         let images = images(&config);
         assert_eq!(
             (images.min_layer_size, images.prepare_timeout.as_secs()),
@@ -262,11 +284,37 @@ mod tests {
         );
     }
 
+    #[test]
+    fn the_fill_goes_at_once_unless_the_file_says_otherwise_than_the_originals_defaults() {
+        let filled = |text: &str| fill(&parsed(text).background_fetch);
+        assert_eq!(filled(""), Some(FillOptions::default()));
+        let usual = "[background_fetch]\nsilence_period_msec = 30000\nfetch_period_msec = 500\n";
+        assert_eq!(filled(usual), Some(FillOptions::default()));
+        assert_eq!(filled("[background_fetch]\ndisable = true"), None);
+        let slow = r#"
+            [background_fetch]
+            silence_period_msec = 1000
+            fetch_period_msec = 250
+            max_queue_size = -1
+            drop_policy = "oldest"
+            max_bandwidth = "10mb"
+            "#;
+        let expected = FillOptions {
+            silence: Duration::from_secs(1),
+            period: Duration::from_millis(250),
+            bandwidth: NonZeroU64::new(10 << 20),
+            most_waiting: usize::MAX,
+            drop_oldest: true,
+        };
+        assert_eq!(filled(slow), Some(expected));
+    }
+
     #[tokio::test]
     async fn the_defaults_start_on_an_empty_root_and_again_on_the_same() {
         let root = tempfile::tempdir().unwrap();
         for _ in 0..2 {
-            ImageLayers::start(root.path(), &parsed(""))
+            let keeper = Arc::new(crate::view::keeper::Nobody);
+            ImageLayers::start(root.path(), &parsed(""), keeper, Vec::new())
                 .unwrap()
                 .stop()
                 .await;

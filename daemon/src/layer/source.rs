@@ -53,6 +53,12 @@ impl Sources {
         known.push(Known { name, source });
     }
 
+    /// Their names, the oldest first.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let known = self.known.lock();
+        known.iter().map(|known| known.name.clone()).collect()
+    }
+
     /// Fetches from the first source that gives anything. `attempt` counts from 0; later ones begin
     /// with another source.
     pub(crate) async fn fetch(

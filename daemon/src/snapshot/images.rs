@@ -132,6 +132,17 @@ pub trait Images: Send + Sync + 'static {
         below: &[PathBuf],
     ) -> Result<Arc<dyn MountedView>, MountError>;
 
+    /// The mounted view of `run` above `below`, if there is one: an earlier process may have left it.
+    fn mounted(&self, _run: &LazyRun, _below: &[PathBuf]) -> Option<Arc<dyn MountedView>> {
+        None
+    }
+
+    /// All snapshots hold the views they need: those that an earlier process left and nobody holds go.
+    fn settle(&self) {}
+
+    /// Waits until all views that nobody holds are unmounted.
+    async fn close(&self) {}
+
     /// Forgets layers that no snapshot names any more: unmounted, their caches deleted.
     async fn collect(&self, live: &BTreeSet<Digest>);
 }

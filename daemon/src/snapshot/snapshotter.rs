@@ -91,6 +91,19 @@ impl Snapshotter {
         })
     }
 
+    /// Gives the snapshots of an earlier process the views that it left mounted, so that they stay until
+    /// the snapshots go. What is not mounted is mounted again when it is asked for. To be called before
+    /// anything else; no network is asked.
+    ///
+    /// # Errors
+    /// The records cannot be read; what concerns one snapshot is logged.
+    pub async fn restore(&self) -> Result<(), SnapshotError> {
+        let images = Arc::clone(&self.images);
+        self.blocking(move |local| local.restore(&*images)).await?;
+        self.images.settle();
+        Ok(())
+    }
+
     /// Prepares a writable snapshot, or provides an image layer.
     ///
     /// # Errors
@@ -276,7 +289,9 @@ impl Snapshotter {
             local.release_all();
             Ok(())
         })
-        .await
+        .await?;
+        self.images.close().await;
+        Ok(())
     }
 
     /// Gives up all views without unmounting them: containers go on seeing them for as long as the

@@ -111,27 +111,57 @@ impl CodeLengthCode {
     fn read_lengths(&self, bits: &mut Bits<'_>, lengths: &mut [u8]) -> Read<()> {
         let mut filled = 0;
         while filled < lengths.len() {
-            let entry = self.entries[(bits.peek() & 0x7f) as usize];
-            bits.skip(u32::from(entry & 7))?;
-            let (length, count) = match entry >> 3 {
-                16 => {
-                    let count = 3 + bits.take(2)?;
-                    let last = filled
-                        .checked_sub(1)
-                        .ok_or(InflateError::CodeLengthRepeat)?;
-                    (lengths[last], count)
+            // One look at the input is good for four symbols.
+            let mut word = bits.peek();
+            let there = u32::try_from(bits.left().min(57)).expect("at most 57");
+            let mut left = there;
+            for _ in 0..4 {
+                let entry = self.entries[(word & 0x7f) as usize];
+                let (code, symbol) = (u32::from(entry & 7), entry >> 3);
+                let extra = EXTRA[usize::from(symbol)];
+                let taken = code + extra;
+                left = left.checked_sub(taken).ok_or(Halt::Exhausted)?;
+                if symbol < 16 {
+                    lengths[filled] = symbol;
+                    filled += 1;
+                } else {
+                    let more = (word >> code).to_le_bytes()[0] & ((1 << extra) - 1);
+                    filled = repeat(lengths, filled, symbol, more.into())?;
                 }
-                17 => (0, 3 + bits.take(3)?),
-                18 => (0, 11 + bits.take(7)?),
-                length => (length, 1),
-            };
-            let end = filled + usize::from(count);
-            lengths
-                .get_mut(filled..end)
-                .ok_or(InflateError::CodeLengthRepeat)?
-                .fill(length);
-            filled = end;
+                word >>= taken;
+                if filled == lengths.len() {
+                    break;
+                }
+            }
+            bits.skip(there - left)?;
         }
         Ok(())
     }
+}
+
+/// Bits behind each symbol of the code length code.
+const EXTRA: [u32; 32] = {
+    let mut extra = [0; 32];
+    (extra[16], extra[17], extra[18]) = (2, 3, 7);
+    extra
+};
+
+/// Repeats a length as one of the symbols from 16 on says; where the lengths then end.
+fn repeat(lengths: &mut [u8], filled: usize, symbol: u8, more: usize) -> Read<usize> {
+    let (length, count) = match symbol {
+        16 => {
+            let last = filled
+                .checked_sub(1)
+                .ok_or(InflateError::CodeLengthRepeat)?;
+            (lengths[last], 3 + more)
+        }
+        17 => (0, 3 + more),
+        _ => (0, 11 + more),
+    };
+    let end = filled + count;
+    lengths
+        .get_mut(filled..end)
+        .ok_or(InflateError::CodeLengthRepeat)?
+        .fill(length);
+    Ok(end)
 }

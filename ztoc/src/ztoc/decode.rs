@@ -1,7 +1,9 @@
 //! From FlatBuffers tables to a checked zTOC.
 
+use std::sync::Arc;
+
 use super::Ztoc;
-use crate::checkpoint::{GzipZinfo, TarZinfo, Zinfo};
+use crate::checkpoint::{GzipZinfo, TarZinfo, Zinfo, ZtocBytes};
 use crate::digest::Digest;
 use crate::error::{DecodeError, EntryError, WireError};
 use crate::span::SpanTable;
@@ -12,7 +14,8 @@ use crate::wire::{OffsetVector, Reader, Table};
 pub(super) const GZIP: i8 = 1;
 pub(super) const UNCOMPRESSED: i8 = 2;
 
-pub(super) fn decode(bytes: &[u8]) -> Result<Ztoc, DecodeError> {
+/// Decodes; `left` is where the windows can be read later, if they are not to be held.
+pub(super) fn decode(bytes: &[u8], left: Option<Arc<dyn ZtocBytes>>) -> Result<Ztoc, DecodeError> {
     if bytes.len() > Ztoc::MAX_ENCODED_LEN {
         return Err(DecodeError::TooLarge(bytes.len()));
     }
@@ -25,7 +28,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Ztoc, DecodeError> {
         .ok_or(DecodeError::Missing("compression information"))?;
     let digests = digests(info.vector(2)?)?;
     let spans = SpanTable::new(
-        zinfo(&info)?,
+        zinfo(&info, left)?,
         digests,
         info.i32(1)?,
         compressed_size,
@@ -47,10 +50,10 @@ fn size(table: &Table<'_, '_>, id: usize, field: &'static str) -> Result<u64, De
     u64::try_from(value).map_err(|_| DecodeError::Number { field, value })
 }
 
-fn zinfo(info: &Table<'_, '_>) -> Result<Zinfo, DecodeError> {
-    let blob = info.bytes(3)?;
+fn zinfo(info: &Table<'_, '_>, left: Option<Arc<dyn ZtocBytes>>) -> Result<Zinfo, DecodeError> {
+    let (at, blob) = info.bytes_at(3)?;
     Ok(match info.i8(0, GZIP)? {
-        GZIP => Zinfo::Gzip(GzipZinfo::decode(blob)?),
+        GZIP => Zinfo::Gzip(GzipZinfo::decode(blob, left.map(|ztoc| (ztoc, at)))?),
         UNCOMPRESSED => Zinfo::Tar(TarZinfo::decode(blob)?),
         other => return Err(DecodeError::Algorithm(other)),
     })

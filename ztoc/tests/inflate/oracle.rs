@@ -4,7 +4,7 @@ use flate2::{Decompress, FlushDecompress, Status};
 
 /// How a stream ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub(crate) enum End {
     /// With its last block.
     Whole,
     /// Where the input ends.
@@ -15,13 +15,13 @@ pub enum End {
 
 /// Writes bits, least significant first.
 #[derive(Debug, Default, Clone)]
-pub struct BitWriter {
-    pub bytes: Vec<u8>,
-    pub bits: u64,
+pub(crate) struct BitWriter {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) bits: u64,
 }
 
 impl BitWriter {
-    pub fn put(&mut self, value: u64, count: u32) {
+    pub(crate) fn put(&mut self, value: u64, count: u32) {
         for bit in 0..count {
             if self.bits.is_multiple_of(8) {
                 self.bytes.push(0);
@@ -33,17 +33,17 @@ impl BitWriter {
     }
 
     /// Puts a Huffman code, which has its first bit highest.
-    pub fn put_code(&mut self, code: u64, count: u32) {
+    pub(crate) fn put_code(&mut self, code: u64, count: u32) {
         for bit in (0..count).rev() {
             self.put(code >> bit & 1, 1);
         }
     }
 
-    pub fn align(&mut self) {
+    pub(crate) fn align(&mut self) {
         self.bits = self.bits.next_multiple_of(8);
     }
 
-    pub fn stored(&mut self, last: bool, bytes: &[u8]) {
+    pub(crate) fn stored(&mut self, last: bool, bytes: &[u8]) {
         let length = u16::try_from(bytes.len()).unwrap();
         self.put(u64::from(last), 3);
         self.align();
@@ -54,7 +54,7 @@ impl BitWriter {
     }
 
     /// An empty dynamic block of 91 bits: 3 beyond a whole number of bytes.
-    pub fn filler(&mut self) {
+    pub(crate) fn filler(&mut self) {
         self.put(0b100, 3);
         for (field, count) in [(0, 5), (1, 5), (14, 4)] {
             self.put(field, count);
@@ -74,7 +74,7 @@ impl BitWriter {
 
 /// Decodes `input` from bit `start` on behind `window` and returns what comes out, up to
 /// the end or the error, but at most `limit` bytes.
-pub fn inflate(window: &[u8], input: &[u8], start: u64, limit: usize) -> (Vec<u8>, End) {
+pub(crate) fn inflate(window: &[u8], input: &[u8], start: u64, limit: usize) -> (Vec<u8>, End) {
     let mut stream = BitWriter::default();
     stream.stored(false, window);
     while stream.bits % 8 != start % 8 {

@@ -10,6 +10,7 @@ use daemon::containerd::{Containerd, Image};
 use daemon::content::{ContainerdStore, ContentStore, Labels};
 use daemon::layout::LayoutFormat;
 use daemon::registry::{self, Reference};
+use serde_json::json;
 use ztoc::index::{self, Conversion, Document, IndexedManifest, SociIndex};
 
 use crate::blobs::Blobs;
@@ -19,6 +20,7 @@ use crate::layers::LayerIndexer;
 use crate::options::{BuildArguments, Globals, PlatformArguments, StoreChoice};
 use crate::progress::Progress;
 use crate::session::{Session, leased};
+use crate::wanted::{PrefetchArguments, Wanted};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -30,6 +32,8 @@ pub(crate) struct Arguments {
     build: BuildArguments,
     #[command(flatten)]
     platforms: PlatformArguments,
+    #[command(flatten)]
+    prefetch: PrefetchArguments,
     /// Work on files, without containerd
     #[arg(long)]
     standalone: bool,
@@ -62,9 +66,10 @@ impl From<Format> for LayoutFormat {
 
 pub(crate) async fn run(globals: &Globals, arguments: Arguments) -> Result<()> {
     if arguments.standalone {
-        return standalone::run(&arguments).await;
+        return standalone::run(&arguments, globals.json).await;
     }
     let destination = destination(&arguments.destination)?;
+    let wanted = arguments.prefetch.read()?;
     let session = Session::open(globals)?;
     let image = session.image(&arguments.source).await?;
     let soci_store = globals.content_store == StoreChoice::Soci;
@@ -81,19 +86,20 @@ pub(crate) async fn run(globals: &Globals, arguments: Arguments) -> Result<()> {
             blobs: source.blobs.clone(),
             stores,
             artifacts: Some(&session.artifacts),
-            progress: Progress::new(),
+            progress: Progress::new(globals.json),
         };
-        let converted = convert(&source, &indexer, &arguments.platforms).await?;
+        let converted = convert(&source, &indexer, &arguments.platforms, &wanted).await?;
         let target = store(containerd, &converted.conversion).await?;
         remember(&session, &converted, &source)?;
         let line = format!("image {destination} -> {}", target.digest);
+        let value = json!({"event": "image", "image": destination, "digest": target.digest});
         let image = Image {
             name: destination,
             target,
             labels: Labels::new(),
         };
         containerd.put_image(&image).await?;
-        indexer.progress.result(&line);
+        indexer.progress.result(&line, &value);
         Ok(())
     })
     .await
@@ -134,6 +140,7 @@ async fn convert(
     source: &SourceImage,
     indexer: &LayerIndexer<'_>,
     platforms: &PlatformArguments,
+    wanted: &Wanted,
 ) -> Result<Converted> {
     let mut indexed: Vec<(PlatformManifest, SociIndex)> = Vec::new();
     for platform in source.choose(platforms)? {
@@ -150,7 +157,8 @@ async fn convert(
             indexer.progress.note(&note);
             continue;
         }
-        indexed.push((manifest, SociIndex::v2(ztocs, Vec::new())?));
+        let prefetch = indexer.prefetch(&ztocs, wanted).await.with_context(at)?;
+        indexed.push((manifest, SociIndex::v2(ztocs, prefetch)?));
     }
     if indexed.is_empty() {
         bail!(

@@ -8,6 +8,7 @@ use daemon::artifacts::{Artifact, ArtifactKind, IndexedImage};
 use daemon::containerd::{Containerd, Image};
 use daemon::content::{ContentStore, Labels};
 use daemon::registry;
+use serde_json::json;
 use ztoc::index::{EMPTY_CONFIG, OCI_MANIFEST, Platform, SociIndex, Subject};
 
 use crate::blobs::Blobs;
@@ -16,6 +17,7 @@ use crate::layers::{LayerIndexer, now};
 use crate::options::{BuildArguments, Globals, PlatformArguments};
 use crate::progress::Progress;
 use crate::session::{Session, leased};
+use crate::wanted::{PrefetchArguments, Wanted};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -25,13 +27,17 @@ pub(crate) struct Arguments {
     build: BuildArguments,
     #[command(flatten)]
     platforms: PlatformArguments,
+    #[command(flatten)]
+    prefetch: PrefetchArguments,
 }
 
 pub(crate) async fn run(globals: &Globals, arguments: Arguments) -> Result<()> {
+    let wanted = arguments.prefetch.read()?;
     let session = Session::open(globals)?;
     let image = session.image(&arguments.image).await?;
     leased(&session.containerd, async |containerd| {
-        create(&session, containerd, &image, &arguments).await
+        let progress = Progress::new(globals.json);
+        create(&session, containerd, &image, &arguments, &wanted, progress).await
     })
     .await
 }
@@ -41,6 +47,8 @@ async fn create(
     containerd: &Containerd,
     image: &Image,
     arguments: &Arguments,
+    wanted: &Wanted,
+    progress: Progress,
 ) -> Result<()> {
     let blobs = Blobs::Containerd(containerd.clone());
     let source = SourceImage::load(&image.name, &image.target, blobs.clone()).await?;
@@ -50,16 +58,22 @@ async fn create(
         blobs,
         stores: vec![Arc::clone(&store)],
         artifacts: Some(&session.artifacts),
-        progress: Progress::new(),
+        progress,
     };
     let mut labels = Labels::new();
     for platform in source.choose(&arguments.platforms)? {
         let manifest = source.manifest(&platform).await?;
-        let ztocs = indexer.ztocs(&manifest.manifest).await;
-        let index =
-            ztocs.and_then(|ztocs| Ok(SociIndex::v1(&subject(&manifest), ztocs, Vec::new())?));
+        let index = async {
+            let ztocs = indexer.ztocs(&manifest.manifest).await?;
+            let prefetch = indexer.prefetch(&ztocs, wanted).await?;
+            Ok::<_, anyhow::Error>(SociIndex::v1(&subject(&manifest), ztocs, prefetch)?)
+        };
+        let index = index.await;
         let index = index.with_context(|| format!("image {}, platform {platform}", image.name))?;
         let stored = store_index(&*store, &index).await?;
+        indexer.progress.machine(&json!({
+            "event": "index", "image": image.name, "platform": platform.to_string(), "digest": stored.digest,
+        }));
         session
             .artifacts
             .put(&record(&stored, &index, &source, &manifest))?;

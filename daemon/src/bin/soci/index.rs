@@ -6,6 +6,7 @@ use std::io::Write;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use daemon::artifacts::{Artifact, ArtifactKind, IndexedImage};
+use serde::Serialize;
 use ztoc::Digest;
 use ztoc::index::{IndexVersion, MAX_DOCUMENT_SIZE, OCI_MANIFEST, Platform, SociIndex};
 
@@ -59,18 +60,19 @@ pub(crate) struct Remove {
 pub(crate) async fn run(globals: &Globals, command: Command) -> Result<()> {
     let session = Session::open(globals)?;
     match command {
-        Command::List(arguments) => list(&session, &arguments).await,
+        Command::List(arguments) => list(&session, &arguments, globals.json).await,
         Command::Info { digest } => info(&session, &digest).await,
         Command::Remove(arguments) => remove(&session, arguments).await,
     }
 }
 
-async fn list(session: &Session, arguments: &List) -> Result<()> {
+async fn list(session: &Session, arguments: &List, as_json: bool) -> Result<()> {
     let target = match &arguments.reference {
         Some(name) => Some(session.image(name).await?.target.digest),
         None => None,
     };
     let names = image_names(session).await;
+    let all = arguments.reference.is_none() && arguments.platforms.is_empty();
     let mut rows = Vec::new();
     let mut digests = Vec::new();
     for artifact in session.artifacts.list()? {
@@ -89,8 +91,15 @@ async fn list(session: &Session, arguments: &List) -> Result<()> {
             if digests.last() != Some(&artifact.digest) {
                 digests.push(artifact.digest);
             }
-            rows.extend(rows_of(&artifact, *version, image, &names));
+            rows.extend(rows_of(&artifact, *version, Some(image), &names));
         }
+        if images.is_empty() && all {
+            digests.push(artifact.digest);
+            rows.extend(rows_of(&artifact, *version, None, &names));
+        }
+    }
+    if as_json {
+        return table::print_json(&rows);
     }
     if arguments.quiet {
         let mut out = std::io::stdout().lock();
@@ -108,6 +117,7 @@ async fn list(session: &Session, arguments: &List) -> Result<()> {
         "MANIFEST VERSION",
         "CREATED",
     ];
+    let rows: Vec<_> = rows.into_iter().map(Row::cells).collect();
     Ok(table::print(header, &rows)?)
 }
 
@@ -128,34 +138,61 @@ async fn image_names(session: &Session) -> BTreeMap<Digest, Vec<String>> {
     names
 }
 
+/// An index as it is listed.
+#[derive(Debug, Serialize)]
+struct Row {
+    digest: String,
+    size: u64,
+    image_ref: String,
+    platform: String,
+    media_type: &'static str,
+    version: &'static str,
+    /// Nanoseconds since 1970.
+    created_at: i64,
+}
+
+impl Row {
+    fn cells(self) -> [String; 7] {
+        [
+            self.digest,
+            self.size.to_string(),
+            self.image_ref,
+            self.platform,
+            self.media_type.to_owned(),
+            self.version.to_owned(),
+            age(self.created_at),
+        ]
+    }
+}
+
 /// One row for each name of the image.
 fn rows_of(
     artifact: &Artifact,
     version: IndexVersion,
-    image: &IndexedImage,
+    image: Option<&IndexedImage>,
     names: &BTreeMap<Digest, Vec<String>>,
-) -> Vec<[String; 7]> {
+) -> Vec<Row> {
     let unnamed = vec![String::new()];
-    let names = names.get(&image.target).unwrap_or(&unnamed);
-    let version = match version {
-        IndexVersion::V1 => "v1",
-        IndexVersion::V2 => "v2",
+    let names = image.and_then(|image| names.get(&image.target));
+    let row = |name: &String| Row {
+        digest: artifact.digest.to_string(),
+        size: artifact.size,
+        image_ref: name.clone(),
+        platform: image
+            .map(|image| image.platform.to_string())
+            .unwrap_or_default(),
+        media_type: OCI_MANIFEST,
+        version: match version {
+            IndexVersion::V1 => "v1",
+            IndexVersion::V2 => "v2",
+        },
+        created_at: artifact.created_at,
     };
-    let row = |name: &String| {
-        [
-            artifact.digest.to_string(),
-            artifact.size.to_string(),
-            name.clone(),
-            image.platform.to_string(),
-            OCI_MANIFEST.to_owned(),
-            version.to_owned(),
-            age(artifact.created_at),
-        ]
-    };
-    names.iter().map(row).collect()
+    names.unwrap_or(&unnamed).iter().map(row).collect()
 }
 
-fn age(created_at: i64) -> String {
+/// How long ago, as the original says it.
+pub(crate) fn age(created_at: i64) -> String {
     const NANOS_PER_SECOND: i64 = 1_000_000_000;
     match created_at {
         0 => "n/a".to_owned(),
@@ -198,7 +235,7 @@ async fn remove(session: &Session, arguments: Remove) -> Result<()> {
 fn indexes_of(session: &Session, target: Digest) -> Result<Vec<Digest>> {
     let of_image = |artifact: &Artifact| match &artifact.kind {
         ArtifactKind::Index { images, .. } => images.iter().any(|it| it.target == target),
-        ArtifactKind::Ztoc { .. } => false,
+        ArtifactKind::Ztoc { .. } | ArtifactKind::Prefetch { .. } => false,
     };
     let all = session.artifacts.list()?.into_iter();
     Ok(all

@@ -9,6 +9,7 @@ use daemon::artifacts::{Artifact, ArtifactKind, Artifacts};
 use daemon::content::{ContentStore, Labels};
 use daemon::registry;
 use futures::{StreamExt, TryStreamExt, stream};
+use serde_json::{Value, json};
 use ztoc::builder::{self, BuildOptions};
 use ztoc::index::{self, Descriptor, LayerKind, Manifest, ZtocDescriptor};
 use ztoc::{Compression, Digest, Ztoc};
@@ -38,6 +39,7 @@ pub(crate) struct LayerIndexer<'a> {
 struct Indexed {
     ztoc: Option<ZtocDescriptor>,
     line: String,
+    value: Value,
 }
 
 /// A zTOC to be stored.
@@ -57,7 +59,7 @@ impl LayerIndexer<'_> {
             })
             .buffered(LAYERS_AT_A_TIME)
             .try_filter_map(|indexed| async move {
-                self.progress.result(&indexed.line);
+                self.progress.result(&indexed.line, &indexed.value);
                 Ok(indexed.ztoc)
             })
             .try_collect()
@@ -78,22 +80,13 @@ impl LayerIndexer<'_> {
             return Ok(skipped(layer, &reason));
         }
         if let Some(ztoc) = self.reuse(layer).await? {
-            return Ok(Indexed {
-                line: format!(
-                    "layer {} -> ztoc {} (already exists)",
-                    layer.digest, ztoc.digest
-                ),
-                ztoc: Some(ztoc),
-            });
+            return Ok(indexed(layer, ztoc, true));
         }
         let built = self.build(layer, compression).await?;
         let ztoc = self.describe(layer, &built);
         self.store(&ztoc, built.bytes).await?;
         self.remember(&ztoc)?;
-        Ok(Indexed {
-            line: format!("layer {} -> ztoc {}", layer.digest, ztoc.digest),
-            ztoc: Some(ztoc),
-        })
+        Ok(indexed(layer, ztoc, false))
     }
 
     /// An earlier zTOC of the layer, if it was made with the same span size and is still there.
@@ -124,7 +117,7 @@ impl LayerIndexer<'_> {
     }
 
     /// A damaged zTOC counts as absent: it is built anew.
-    async fn find_stored(&self, digest: &Digest) -> Option<Bytes> {
+    pub(crate) async fn find_stored(&self, digest: &Digest) -> Option<Bytes> {
         for store in &self.stores {
             if let Ok(Some(bytes)) = store.get(digest, MAX_ZTOC_SIZE).await {
                 return Some(bytes);
@@ -215,6 +208,19 @@ fn skipped(layer: &Descriptor, reason: &str) -> Indexed {
     Indexed {
         ztoc: None,
         line: format!("ztoc skipped - layer {digest} ({media_type}) {reason}"),
+        value: json!({"event": "skipped", "layer": digest, "media_type": media_type, "reason": reason}),
+    }
+}
+
+fn indexed(layer: &Descriptor, ztoc: ZtocDescriptor, reused: bool) -> Indexed {
+    let (layer, digest) = (layer.digest, ztoc.digest);
+    let suffix = if reused { " (already exists)" } else { "" };
+    Indexed {
+        line: format!("layer {layer} -> ztoc {digest}{suffix}"),
+        value: json!({
+            "event": "ztoc", "layer": layer, "ztoc": digest, "size": ztoc.size, "reused": reused,
+        }),
+        ztoc: Some(ztoc),
     }
 }
 

@@ -1,18 +1,30 @@
 //! `soci`: makes, converts, pushes and shows SOCI artifacts, and pulls images lazily.
 
+mod act;
 mod blobs;
+mod completion;
+mod control_client;
 mod convert;
 mod create;
 mod duration;
+mod events;
 mod image;
 mod index;
+mod inspect;
 mod layers;
+mod member;
 mod options;
+mod paint;
+mod prefetch_command;
 mod progress;
 mod push;
+mod rebuild;
 mod rpull;
 mod session;
 mod table;
+mod trace;
+mod trace_file;
+mod wanted;
 mod ztoc_command;
 
 use std::process::ExitCode;
@@ -69,11 +81,13 @@ fn run(cli: Cli) -> Result<()> {
 /// Runs the command within `--timeout`, until Ctrl-C. Dropping it cancels what it does.
 async fn limited(cli: Cli) -> Result<()> {
     let limit = cli.globals.timeout;
+    // A record is ended by Ctrl-C, and is not lost by it.
+    let ends_itself = matches!(cli.command, Command::Trace(_));
     let command = dispatch(cli);
     tokio::select! {
         outcome = command => outcome,
         () = expire(limit) => bail!("timed out after {limit:?}"),
-        _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+        _ = tokio::signal::ctrl_c(), if !ends_itself => bail!("interrupted"),
     }
 }
 
@@ -92,7 +106,18 @@ async fn dispatch(cli: Cli) -> Result<()> {
         Command::Push(arguments) => push::run(globals, arguments).await,
         Command::Index(command) => index::run(globals, command).await,
         Command::Ztoc(command) => ztoc_command::run(globals, command).await,
+        Command::Prefetch(command) => prefetch_command::run(globals, command).await,
+        Command::RebuildDb => rebuild::run(globals).await,
         Command::Rpull(arguments) => rpull::run(globals, arguments).await,
+        Command::Inspect(arguments) => inspect::run(globals, arguments).await,
+        Command::Events => events::run(globals).await,
+        Command::Trace(arguments) => trace::run(globals, &arguments).await,
+        Command::Drain(arguments) => act::drain(globals, &arguments).await,
+        Command::Fetch(arguments) => act::fetch_files(globals, &arguments).await,
+        Command::Verify(arguments) => act::verify(globals, &arguments).await,
+        Command::Gc => act::gc(globals).await,
+        Command::Completion(arguments) => completion::completion(&arguments),
+        Command::Manual(arguments) => completion::manual(&arguments),
     }
 }
 

@@ -9,7 +9,10 @@ use daemon::registry::{DockerConfig, FixedCredentials, RegistryConfig, TlsConfig
 use ztoc::SpanSize;
 use ztoc::index::Platform;
 
-use crate::{convert, create, index, push, rpull, ztoc_command};
+use crate::{
+    act, completion, convert, create, index, inspect, prefetch_command, push, rpull, trace,
+    ztoc_command,
+};
 
 /// Make and use SOCI (Seekable OCI) artifacts, so that containers start before their image is
 /// downloaded.
@@ -37,8 +40,32 @@ pub(crate) enum Command {
     /// Build, list and show zTOCs, and read files of layers through them
     #[command(subcommand)]
     Ztoc(ztoc_command::Command),
+    /// List and show the spans that are fetched first
+    #[command(subcommand)]
+    Prefetch(prefetch_command::Command),
+    /// Make the records of artifacts anew from the content store
+    RebuildDb,
     /// Pull an image lazily into containerd, of any version
     Rpull(rpull::Arguments),
+    /// Look into the running snapshotter: what is mounted, what is local, who waited for what
+    Inspect(inspect::Arguments),
+    /// Follow faults and prepared layers as they happen
+    Events,
+    /// Record what a container reads, in order, for create --prefetch-from
+    Trace(trace::Arguments),
+    /// Fetch all that is missing of mounted views, so that no registry is needed any more
+    Drain(act::Views),
+    /// Have files of a mounted view fetched
+    Fetch(act::Fetch),
+    /// Compare the cached bytes of mounted views with their checksums
+    Verify(act::Views),
+    /// Remove what no snapshot needs
+    Gc,
+    /// Print completions for a shell
+    Completion(completion::Completion),
+    /// Write manual pages
+    #[command(name = "man")]
+    Manual(completion::Manual),
 }
 
 #[derive(Debug, Clone, Args)]
@@ -52,12 +79,19 @@ pub(crate) struct Globals {
     #[arg(long, short, global = true, env = "CONTAINERD_NAMESPACE",
         default_value = containerd::DEFAULT_NAMESPACE, value_name = "NAME")]
     pub(crate) namespace: String,
+    /// The snapshotter's socket; its control socket lies beside it
+    #[arg(long, global = true, env = "SOCI_SNAPSHOTTER_ADDRESS",
+        default_value = daemon::app::socket::DEFAULT_ADDRESS, value_name = "SOCKET")]
+    pub(crate) snapshotter_address: PathBuf,
     /// Give up after this time, such as 30s or 5m; 0 is never
     #[arg(long, global = true, default_value = "0", value_parser = crate::duration::parse)]
     pub(crate) timeout: Duration,
     /// Log what is done to standard error
     #[arg(long, global = true)]
     pub(crate) debug: bool,
+    /// Print results as JSON: one value, or one for each line of a command that goes on
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
     /// Where SOCI artifacts are kept; the daemon must be set to the same
     #[arg(long, global = true, value_enum, default_value = "containerd")]
     pub(crate) content_store: StoreChoice,
@@ -140,12 +174,16 @@ pub(crate) struct RegistryArguments {
     /// Key of the client certificate (PEM)
     #[arg(long, value_name = "FILE", requires = "tlscert")]
     tlskey: Option<PathBuf>,
+    /// Directories of <HOST>/hosts.toml, as containerd has them; repeat it or separate by commas
+    #[arg(long, value_delimiter = ',', value_name = "DIR")]
+    hosts_dir: Vec<PathBuf>,
 }
 
 impl RegistryArguments {
     pub(crate) fn config(&self) -> anyhow::Result<RegistryConfig> {
         let mut config = RegistryConfig {
             plain_http: self.plain_http,
+            hosts_dirs: self.hosts_dir.clone(),
             tls: TlsConfig {
                 ca_file: self.tlscacert.clone(),
                 cert_file: self.tlscert.clone(),

@@ -5,12 +5,15 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::Value;
 
 /// All bars of a command.
 #[derive(Debug, Clone)]
 pub(crate) struct Progress {
     bars: MultiProgress,
     terminal: bool,
+    /// Results are for a machine.
+    json: bool,
 }
 
 /// One piece of work of known size.
@@ -20,7 +23,8 @@ pub(crate) struct Bar {
 }
 
 impl Progress {
-    pub(crate) fn new() -> Self {
+    /// `json`: results are printed as lines of JSON.
+    pub(crate) fn new(json: bool) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let target = if terminal {
             ProgressDrawTarget::stderr()
@@ -30,6 +34,7 @@ impl Progress {
         Self {
             bars: MultiProgress::with_draw_target(target),
             terminal,
+            json,
         }
     }
 
@@ -60,8 +65,22 @@ impl Progress {
         Bar { bar }
     }
 
-    /// A line of the result, on standard output.
-    pub(crate) fn result(&self, line: &str) {
+    /// A line of the result, on standard output: `line` for people, or `value` for machines.
+    pub(crate) fn result(&self, line: &str, value: &Value) {
+        if self.json {
+            return self.machine(value);
+        }
+        self.print(&line);
+    }
+
+    /// A part of the result that only machines are told.
+    pub(crate) fn machine(&self, value: &Value) {
+        if self.json {
+            self.print(value);
+        }
+    }
+
+    fn print(&self, line: &dyn std::fmt::Display) {
         // A reader that went away is no reason to stop the work.
         self.bars
             .suspend(|| _ = writeln!(std::io::stdout(), "{line}"));

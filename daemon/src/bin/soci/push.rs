@@ -8,6 +8,7 @@ use daemon::artifacts::{Artifact, ArtifactKind};
 use daemon::content::ContentStore;
 use daemon::registry::{self, Reference, Registry};
 use futures::{StreamExt, TryStreamExt, stream};
+use serde_json::json;
 use ztoc::Digest;
 use ztoc::index::{
     EMPTY_CONFIG, IndexVersion, MAX_DOCUMENT_SIZE, Manifest, OCI_MANIFEST, Platform, SOCI_INDEX_V1,
@@ -17,6 +18,7 @@ use ztoc::index::{
 use crate::blobs::Blobs;
 use crate::image::SourceImage;
 use crate::options::{Globals, PlatformArguments, RegistryArguments};
+use crate::progress::{Progress, short};
 use crate::session::Session;
 
 /// Larger zTOCs are not read into memory to be pushed.
@@ -48,8 +50,6 @@ pub(crate) struct Arguments {
 struct IgnoredArguments {
     #[arg(long, hide = true)]
     refresh: bool,
-    #[arg(long, hide = true, value_delimiter = ',')]
-    hosts_dir: Vec<String>,
     #[arg(long, hide = true)]
     http_dump: bool,
     #[arg(long, hide = true)]
@@ -89,6 +89,7 @@ pub(crate) async fn run(globals: &Globals, arguments: Arguments) -> Result<()> {
         store: session.store(&session.containerd)?,
         reference,
         arguments: &arguments,
+        progress: Progress::new(globals.json),
     };
     for (platform, manifest, index) in chosen {
         pusher
@@ -115,7 +116,7 @@ fn newest<'a>(
             let mine = images.iter().any(|it| it.manifest == manifest);
             mine.then_some(*version)
         }
-        ArtifactKind::Ztoc { .. } => None,
+        ArtifactKind::Ztoc { .. } | ArtifactKind::Prefetch { .. } => None,
     };
     let of_version = |wanted| records.iter().find(|it| versions(it) == Some(wanted));
     if let Some(index) = of_version(IndexVersion::V1) {
@@ -134,6 +135,7 @@ struct Pusher<'a> {
     store: Arc<dyn ContentStore>,
     reference: Reference,
     arguments: &'a Arguments,
+    progress: Progress,
 }
 
 impl Pusher<'_> {
@@ -146,10 +148,12 @@ impl Pusher<'_> {
             bail!("index {digest} is not in the content store; make it again with soci create");
         };
         let index = SociIndex::parse(&bytes).with_context(|| format!("index {digest}"))?;
+        let value = json!({"event": "index", "digest": digest, "manifest": manifest});
         if self.arguments.quiet {
-            println!("{digest}");
+            self.progress.result(&digest.to_string(), &value);
         } else {
-            println!("pushing soci index with digest: {digest}");
+            let line = format!("pushing soci index with digest: {digest}");
+            self.progress.result(&line, &value);
         }
         self.blobs(&index).await?;
         self.upload(digest, EMPTY_CONFIG.into(), Some(index.config().digest))
@@ -168,9 +172,7 @@ impl Pusher<'_> {
                 .push_referrers_tag(&self.reference, manifest, &descriptor)
                 .await?;
         }
-        self.say(&format!(
-            "successfully pushed artifact with digest: {digest}"
-        ));
+        self.tell("successfully pushed artifact", "pushed", digest);
         Ok(())
     }
 
@@ -180,7 +182,11 @@ impl Pusher<'_> {
         if choice == ExistingIndex::Allow {
             return Ok(true);
         }
-        self.say("checking if a soci index already exists in remote repository...");
+        if !self.arguments.quiet {
+            let line = "checking if a soci index already exists in remote repository...";
+            self.progress
+                .result(line, &json!({"event": "checking", "manifest": manifest}));
+        }
         let there = self
             .registry
             .referrers(&self.reference, manifest, SOCI_INDEX_V1)
@@ -193,10 +199,14 @@ impl Pusher<'_> {
             first.digest
         );
         if choice == ExistingIndex::Skip {
-            self.say(&format!("{found}; skipping push"));
+            if !self.arguments.quiet {
+                let value = json!({"event": "index_exists", "digest": first.digest});
+                self.progress
+                    .result(&format!("{found}; skipping push"), &value);
+            }
             return Ok(false);
         }
-        eprintln!("soci: warning: {found}");
+        self.progress.note(&format!("soci: warning: {found}"));
         Ok(true)
     }
 
@@ -205,7 +215,7 @@ impl Pusher<'_> {
             .map(|blob| async move {
                 let digest = blob.digest;
                 if self.registry.has_blob(&self.reference, &digest).await? {
-                    self.say(&format!("skipped artifact with digest: {digest}"));
+                    self.tell("skipped artifact", "skipped", &digest);
                     return Ok(());
                 }
                 let bytes = self.store.get(&digest, MAX_BLOB_SIZE).await?;
@@ -228,20 +238,23 @@ impl Pusher<'_> {
     ) -> Result<()> {
         let digest = config.as_ref().unwrap_or(digest);
         if config.is_some() && self.registry.has_blob(&self.reference, digest).await? {
-            self.say(&format!("skipped artifact with digest: {digest}"));
+            self.tell("skipped artifact", "skipped", digest);
             return Ok(());
         }
-        self.say(&format!("pushing artifact with digest: {digest}"));
-        self.registry.push_blob(&self.reference, bytes).await?;
-        self.say(&format!(
-            "successfully pushed artifact with digest: {digest}"
-        ));
+        self.tell("pushing artifact", "pushing", digest);
+        let upload = self.progress.spinner(&format!("push {}", short(digest)));
+        let pushed = self.registry.push_blob(&self.reference, bytes).await;
+        upload.done();
+        pushed?;
+        self.tell("successfully pushed artifact", "pushed", digest);
         Ok(())
     }
 
-    fn say(&self, line: &str) {
+    fn tell(&self, what: &str, event: &str, digest: &Digest) {
         if !self.arguments.quiet {
-            println!("{line}");
+            let value = json!({"event": event, "digest": digest});
+            self.progress
+                .result(&format!("{what} with digest: {digest}"), &value);
         }
     }
 }

@@ -46,7 +46,7 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(globals: &Globals, arguments: Arguments) -> Result<()> {
     let containerd = Containerd::new(&globals.address, &globals.namespace)?;
     let registry = Registry::new(arguments.registry.config()?)?;
-    let progress = Progress::new();
+    let progress = Progress::new(globals.json);
     let start = Instant::now();
     let report = leased(&containerd, async |containerd| {
         let pull = Pull {
@@ -60,7 +60,11 @@ pub(crate) async fn run(globals: &Globals, arguments: Arguments) -> Result<()> {
     })
     .await
     .with_context(|| format!("image {}", arguments.reference))?;
-    progress.result(&report.summary(&arguments.reference, start.elapsed()));
+    let value = report.value(&arguments.reference, start.elapsed());
+    progress.result(
+        &report.summary(&arguments.reference, start.elapsed()),
+        &value,
+    );
     // Asked for by name, a snapshotter that never loads lazily is no surprise.
     if report.lazy == 0 && arguments.snapshotter != "overlayfs" {
         progress.note(NOT_LAZY);
@@ -248,6 +252,13 @@ impl Report {
             pulled: count(|it| matches!(it, Outcome::Pulled { .. })),
             bytes: outcomes.iter().map(Outcome::fetched).sum(),
         }
+    }
+
+    fn value(&self, reference: &Reference, elapsed: std::time::Duration) -> serde_json::Value {
+        serde_json::json!({
+            "event": "pulled", "image": reference.to_string(), "seconds": elapsed.as_secs_f64(),
+            "lazy": self.lazy, "local": self.provided, "pulled": self.pulled, "bytes": self.bytes,
+        })
     }
 
     fn summary(&self, reference: &Reference, elapsed: std::time::Duration) -> String {

@@ -3,6 +3,8 @@
 
 use std::io::{self, Write};
 
+use serde::Serialize;
+
 const PADDING: usize = 4;
 const MIN_WIDTH: usize = 8;
 
@@ -13,7 +15,15 @@ pub(crate) fn print<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> 
         .write_all(format(header, rows).as_bytes())
 }
 
-fn format<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
+/// Prints a value as indented JSON.
+pub(crate) fn print_json<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<()> {
+    let mut text = serde_json::to_vec_pretty(value)?;
+    text.push(b'\n');
+    Ok(io::stdout().lock().write_all(&text)?)
+}
+
+/// `rows` under `header`, as text.
+pub(crate) fn format<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
     let all =
         || std::iter::once(header).chain(rows.iter().map(|row| row.each_ref().map(String::as_str)));
     let mut widths = [0; N];

@@ -57,7 +57,7 @@ pub(crate) struct List {
 pub(crate) async fn run(globals: &Globals, command: Command) -> Result<()> {
     match command {
         Command::Build(arguments) => build::run(arguments).await,
-        Command::List(arguments) => list(&Session::open(globals)?, &arguments).await,
+        Command::List(arguments) => list(&Session::open(globals)?, &arguments, globals.json).await,
         Command::Info { ztoc } => info::run(ZtocSource::find(globals, &ztoc).await?).await,
         Command::GetFile(arguments) => file::run(globals, arguments).await,
     }
@@ -109,7 +109,7 @@ fn read_file(name: &str) -> Result<Bytes> {
     Ok(bytes.into())
 }
 
-async fn list(session: &Session, arguments: &List) -> Result<()> {
+async fn list(session: &Session, arguments: &List, as_json: bool) -> Result<()> {
     let layers = match &arguments.image_ref {
         Some(name) => Some(layers_of(session, name).await?),
         None => None,
@@ -128,6 +128,15 @@ async fn list(session: &Session, arguments: &List) -> Result<()> {
                 layer.to_string(),
             ]);
         }
+    }
+    if as_json {
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|[digest, size, layer]| {
+                serde_json::json!({"digest": digest, "size": size.parse::<u64>().ok(), "layer_digest": layer})
+            })
+            .collect();
+        return table::print_json(&rows);
     }
     if arguments.quiet {
         let mut out = std::io::stdout().lock();

@@ -1,10 +1,11 @@
 //! `Prepare` of an image layer.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use ztoc::Digest;
 
 use super::{NewRequest, Snapshotter};
+use crate::control::journal;
 use crate::error::SnapshotError;
 use crate::metrics::{Counted, Timed};
 use crate::snapshot::decision::{Outcome, Verdict};
@@ -132,6 +133,14 @@ impl Snapshotter {
         let digest = layer.map(|layer| layer.layer.to_string());
         let digest = digest.unwrap_or_default();
         let reason = reason.map(ToString::to_string).unwrap_or_default();
+        self.metrics.journal().note(journal::Entry {
+            at: SystemTime::now(),
+            chain_id: target.to_owned(),
+            layer: digest.clone(),
+            image: image.clone(),
+            outcome: verdict.outcome().label(),
+            reason: reason.clone(),
+        });
         match verdict.outcome() {
             Outcome::Lazy | Outcome::Known => tracing::info!(
                 "remote-snapshot-prepared" = "true",

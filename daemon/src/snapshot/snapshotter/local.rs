@@ -8,9 +8,10 @@ use ztoc::Digest;
 
 use crate::error::SnapshotError;
 use crate::snapshot::directory::{self, Claim, Directories};
-use crate::snapshot::images::MountedView;
+use crate::snapshot::images::{Images, MountedView};
 use crate::snapshot::lowers::Mounted;
-use crate::snapshot::record::{Kind, Labels, SnapshotId, Source, Usage};
+use crate::snapshot::mounts::{self, Lower};
+use crate::snapshot::record::{Entry, Kind, Labels, Record, SnapshotId, Source, Usage};
 use crate::snapshot::store::{CommitRequest, NewSnapshot, Store, kind};
 
 type Views = Vec<Arc<dyn MountedView>>;
@@ -117,6 +118,54 @@ impl Local {
     pub(super) fn measure(&self, id: SnapshotId) -> Result<Usage, SnapshotError> {
         let files = self.directories.files(id);
         directory::usage(&files).map_err(SnapshotError::io("measure", &files))
+    }
+
+    /// See [`super::Snapshotter::restore`].
+    pub(super) fn restore(&self, images: &dyn Images) -> Result<(), SnapshotError> {
+        let (mut held, mut unmounted) = (0, 0);
+        for Entry { key, record } in self
+            .store
+            .list(|entry| entry.record.kind != Kind::Committed)?
+        {
+            match self.views_of(&record, images) {
+                Ok(Some(views)) => {
+                    held += views.len();
+                    self.exchange(record.id, views);
+                }
+                Ok(None) => unmounted += 1,
+                Err(error) => tracing::error!(
+                    key,
+                    error = crate::error::chain(&error),
+                    "a snapshot cannot be restored"
+                ),
+            }
+        }
+        tracing::info!(held, unmounted, "snapshots are restored");
+        Ok(())
+    }
+
+    /// The mounted views below a snapshot; `None` if one of them is not mounted.
+    fn views_of(
+        &self,
+        record: &Record,
+        images: &dyn Images,
+    ) -> Result<Option<Views>, SnapshotError> {
+        let chain = self.store.chain(record.parent.as_deref())?;
+        let lowers = mounts::lowers(&chain, |id| self.directories.files(id))?;
+        let (mut paths, mut views) = (Vec::new(), Views::new());
+        for lower in lowers.iter().rev() {
+            match lower {
+                Lower::Directory(path) => paths.insert(0, path.clone()),
+                Lower::View(run) => {
+                    let Some(view) = images.mounted(run, &paths) else {
+                        return Ok(None);
+                    };
+                    paths.insert(0, view.path().to_owned());
+                    views.push(view);
+                }
+            }
+        }
+        Ok(Some(views))
     }
 
     pub(super) fn sweep(&self) -> Result<usize, SnapshotError> {

@@ -7,7 +7,6 @@ mod workload;
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::thread;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -32,7 +31,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    match listen_for_signals().and_then(|()| run(&Options::parse())) {
+    match scratch::clean_up_on_signals().and_then(|()| run(&Options::parse())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("demo: {error:#}");
@@ -55,32 +54,5 @@ fn run(options: &Options) -> Result<()> {
     if options.keep {
         println!("{}", stage.keep(scratch));
     }
-    Ok(())
-}
-
-/// From now on a Ctrl-C, or any other polite request to end, cleans up before it ends us.
-fn listen_for_signals() -> Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let mut signals = Vec::new();
-    for kind in [
-        SignalKind::interrupt(),
-        SignalKind::terminate(),
-        SignalKind::hangup(),
-    ] {
-        let _guard = runtime.enter();
-        signals.push(signal(kind)?);
-    }
-    thread::spawn(move || {
-        runtime.block_on(async {
-            let any = signals.iter_mut().map(|signal| Box::pin(signal.recv()));
-            futures::future::select_all(any).await;
-        });
-        eprintln!("interrupted: cleaning up");
-        scratch::interrupt();
-        std::process::exit(130);
-    });
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use daemon::content::OciLayoutStore;
 use daemon::layout::{Layout, LayoutWriter};
+use serde_json::json;
 use ztoc::Digest;
 use ztoc::index::{
     Annotations, Descriptor, EMPTY_CONFIG, ImageIndex, Manifest, OCI_INDEX, is_image_index,
@@ -20,7 +21,8 @@ use crate::image::SourceImage;
 use crate::layers::LayerIndexer;
 use crate::progress::Progress;
 
-pub(super) async fn run(arguments: &Arguments) -> Result<()> {
+pub(super) async fn run(arguments: &Arguments, as_json: bool) -> Result<()> {
+    let wanted = arguments.prefetch.read()?;
     let destination = PathBuf::from(&arguments.destination);
     let layout = Arc::new(Layout::open(Path::new(&arguments.source))?);
     let root = Root::find(&arguments.source, &layout).await?;
@@ -33,14 +35,15 @@ pub(super) async fn run(arguments: &Arguments) -> Result<()> {
         blobs: root.image.blobs.clone(),
         stores: vec![Arc::new(OciLayoutStore::open_at(fresh.path())?)],
         artifacts: None,
-        progress: Progress::new(),
+        progress: Progress::new(as_json),
     };
-    let converted = convert(&root.image, &indexer, &arguments.platforms).await?;
+    let converted = convert(&root.image, &indexer, &arguments.platforms, &wanted).await?;
 
     let mut target = converted.conversion.index.descriptor.clone();
     target.annotations = root.annotations;
     let contents = Contents::collect(&converted, &root.image).await?;
     let line = format!("image {} -> {}", destination.display(), target.digest);
+    let value = json!({"event": "image", "image": destination, "digest": target.digest});
     let format = arguments.format.into();
     let write = move || -> Result<()> {
         let index = ImageIndex::new(vec![target]);
@@ -49,7 +52,7 @@ pub(super) async fn run(arguments: &Arguments) -> Result<()> {
         Ok(writer.finish()?)
     };
     tokio::task::spawn_blocking(write).await??;
-    indexer.progress.result(&line);
+    indexer.progress.result(&line, &value);
     Ok(())
 }
 

@@ -64,7 +64,7 @@ fn read(arguments: &Arguments) -> Result<Built> {
         let size = file.metadata()?.len();
         (Box::new(file), size)
     };
-    let bar = Progress::new().bytes("index", size);
+    let bar = Progress::new(false).bytes("index", size);
     let mut layer = BufReader::with_capacity(
         1 << 20,
         Counted {

@@ -1,0 +1,79 @@
+//! What is measured, as it is stored.
+
+use serde::{Deserialize, Serialize};
+
+/// Everything of one run of the harness.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Results {
+    /// Of this format.
+    pub(crate) version: u32,
+    pub(crate) machine: Machine,
+    /// The workloads measured.
+    pub(crate) workloads: Vec<About>,
+    /// Modes that could not be measured, and why.
+    pub(crate) missing: Vec<(String, String)>,
+    /// Every sample, outliers too, in the order they were taken.
+    pub(crate) samples: Vec<Sample>,
+}
+
+/// What the numbers were taken on.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Machine {
+    pub(crate) cpu: String,
+    pub(crate) cores: usize,
+    pub(crate) memory_bytes: u64,
+    pub(crate) kernel: String,
+    pub(crate) containerd: String,
+    pub(crate) spanshot: String,
+    /// Seconds since 1970.
+    pub(crate) time: u64,
+}
+
+/// A workload.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct About {
+    pub(crate) name: String,
+    pub(crate) about: String,
+    /// Bytes of the image's layers, compressed, if known.
+    pub(crate) image_bytes: Option<u64>,
+}
+
+/// A link, as it is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct LinkShape {
+    /// Bits per second; none is no limit.
+    pub(crate) rate: Option<u64>,
+    /// Milliseconds added to each round trip.
+    pub(crate) delay_ms: u64,
+}
+
+/// One cold start, and a second one.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Sample {
+    pub(crate) workload: String,
+    pub(crate) link: LinkShape,
+    pub(crate) mode: String,
+    pub(crate) round: usize,
+    /// Seconds each of these took.
+    pub(crate) pull_s: f64,
+    pub(crate) create_s: f64,
+    /// From the task's start to the ready condition.
+    pub(crate) start_s: f64,
+    /// From the pull's start.
+    pub(crate) ready_s: f64,
+    /// From the pull's start to the workload's end; as ready for a service.
+    pub(crate) complete_s: f64,
+    /// Create and start of a second container, page cache dropped, to its ready condition.
+    pub(crate) second_s: f64,
+    /// What the registry sent by the time the workload was ready.
+    pub(crate) bytes: u64,
+    pub(crate) requests: u64,
+    /// Seconds of CPU of containerd and the snapshotter up to the end, and of pull.
+    pub(crate) cpu_s: f64,
+    /// Largest memory of the snapshotter, or of containerd if there is none.
+    pub(crate) peak_memory_bytes: u64,
+    /// What containerd and the snapshotter had on disk at the end.
+    pub(crate) disk_bytes: u64,
+    /// Seconds from the pull's start and bytes come through by then; empty without a link.
+    pub(crate) timeline: Vec<(f64, u64)>,
+}

@@ -1,0 +1,164 @@
+//! One view: its layers, and a map of their spans.
+
+use std::fmt::Write as _;
+
+use proto::spanshot::control::v1 as api;
+
+use super::value::Totals;
+use crate::control_client::images;
+use crate::paint::{Colour, Paint, bytes, micros, percent, printable};
+
+/// Cells of a map; a layer with more spans has several of them in a cell.
+const WIDTH: usize = 64;
+
+pub(super) fn text(view: &api::View, spans: &[api::LayerSpans]) -> String {
+    let paint = Paint::of_stdout();
+    let totals = Totals::of(view);
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(text, "{:<12} {value}", format!("{name}:"));
+    };
+    line("view", &paint.text(Colour::Bold, &view.id.to_string()));
+    for image in images(view) {
+        line("image", &printable(image.as_bytes()));
+    }
+    line(
+        "mounted at",
+        &format!("{}, {} ago", view.mountpoint, micros(view.age_micros)),
+    );
+    for container in &view.containers {
+        let name = match container.id.as_str() {
+            "" => container.rootfs.clone(),
+            id => format!("{id} (namespace {})", container.namespace),
+        };
+        line("container", &printable(name.as_bytes()));
+    }
+    for below in &view.below {
+        line("above", below);
+    }
+    let local = percent(totals.present, totals.spans);
+    line(
+        "local",
+        &format!("{local}, {} of {} spans", totals.present, totals.spans),
+    );
+    line(
+        "fetched",
+        &format!(
+            "{} of {} compressed, in {} requests, {} of them failed",
+            bytes(totals.fetched),
+            bytes(totals.compressed),
+            totals.requests,
+            totals.failed_requests
+        ),
+    );
+    let waits = match (view.wait_p50_micros, view.wait_p99_micros) {
+        (Some(p50), Some(p99)) => format!(
+            "{} waited: half of them at most {}, 99 % at most {}",
+            view.waits,
+            micros(p50),
+            micros(p99)
+        ),
+        _ => "none waited".to_owned(),
+    };
+    line(
+        "reads",
+        &format!(
+            "{} given, {} failed, {waits}",
+            bytes(view.bytes_read),
+            totals.failed_reads
+        ),
+    );
+    for (number, (layer, spans)) in view.layers.iter().zip(spans).enumerate().rev() {
+        let _ = writeln!(
+            text,
+            "\nlayer {number} {}\n  {} of {} spans of {}, {} requests, {} fetched, {} hits, {} misses",
+            layer.digest,
+            layer.spans_present,
+            layer.spans,
+            bytes(layer.uncompressed_size),
+            layer.requests,
+            bytes(layer.bytes_fetched),
+            layer.hits,
+            layer.misses,
+        );
+        let _ = writeln!(text, "  {}", map(&spans.states, paint));
+    }
+    let _ = writeln!(
+        text,
+        "\n{} here  {} partly here  {} in flight  {} absent",
+        Cell::Here.paint(paint),
+        Cell::Partly.paint(paint),
+        Cell::InFlight.paint(paint),
+        Cell::Absent.paint(paint)
+    );
+    text
+}
+
+/// What a cell of the map says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cell {
+    Here,
+    Partly,
+    InFlight,
+    Absent,
+}
+
+impl Cell {
+    fn of(states: &[u8]) -> Self {
+        let here = states.iter().filter(|state| **state >= 2).count();
+        if states.contains(&1) {
+            Self::InFlight
+        } else if here == states.len() {
+            Self::Here
+        } else if here > 0 {
+            Self::Partly
+        } else {
+            Self::Absent
+        }
+    }
+
+    fn paint(self, paint: Paint) -> String {
+        match self {
+            Self::Here => paint.text(Colour::Green, "█"),
+            Self::Partly => paint.text(Colour::Green, "▒"),
+            Self::InFlight => paint.text(Colour::Yellow, ">"),
+            Self::Absent => paint.text(Colour::Dim, "·"),
+        }
+    }
+}
+
+fn map(states: &[u8], paint: Paint) -> String {
+    let cells = cells(states, WIDTH);
+    cells.into_iter().map(|cell| cell.paint(paint)).collect()
+}
+
+/// At most `width` cells, as even as can be; none is empty.
+fn cells(states: &[u8], width: usize) -> Vec<Cell> {
+    let count = states.len().min(width);
+    (0..count)
+        .map(|cell| {
+            let (start, end) = (
+                cell * states.len() / count,
+                (cell + 1) * states.len() / count,
+            );
+            Cell::of(&states[start..end])
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_layer_has_a_cell_for_each_span_and_a_large_one_hides_nothing_in_flight() {
+        use Cell::{Absent, Here, InFlight, Partly};
+        assert_eq!(cells(&[], 64), []);
+        assert_eq!(cells(&[3, 2, 1, 0], 64), [Here, Here, InFlight, Absent]);
+        assert_eq!(
+            cells(&[3, 3, 3, 0, 0, 0, 0, 1], 4),
+            [Here, Partly, Absent, InFlight]
+        );
+        assert_eq!(cells(&[0; 1000], 64).len(), 64);
+    }
+}
