@@ -69,13 +69,17 @@ fn the_capabilities_of_the_unit_are_enough_for_lazy_and_for_unpacked_layers() {
         let published = host.publish_files_indexed(name, &files, how).unwrap();
         host.soci().unwrap().rpull(&published.reference).unwrap();
         let script = "cat /small; echo written >/new; cat /new; rm /large";
-        let run = host.ctr().run(Run::shell(&published.reference, name, script));
+        let run = host
+            .ctr()
+            .run(Run::shell(&published.reference, name, script));
         assert_eq!(run.unwrap(), "small\nwritten\n");
         host.ctr().remove_image(&published.reference).unwrap();
     }
-    until("all is unmounted", std::time::Duration::from_secs(30), || {
-        Ok(host.snapshotter.fuse_mounts()?.is_empty().then_some(()))
-    })
+    until(
+        "all is unmounted",
+        std::time::Duration::from_secs(30),
+        || Ok(host.snapshotter.fuse_mounts()?.is_empty().then_some(())),
+    )
     .unwrap();
     host.finish().unwrap();
 }

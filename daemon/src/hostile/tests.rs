@@ -43,7 +43,10 @@ fn change() -> impl Strategy<Value = Change> {
         (index(), index()).prop_map(|(from, to)| Change::Cut(from, to)),
         (index(), index(), any::<u8>())
             .prop_map(|(from, to, times)| Change::Repeat(from, to, times)),
-        (index(), "\\PC{0,8}|[\"'\\[\\]{}=,:/@\\\\\n.*+-]{1,6}|18446744073709551615|-1|null")
+        (
+            index(),
+            "\\PC{0,8}|[\"'\\[\\]{}=,:/@\\\\\n.*+-]{1,6}|18446744073709551615|-1|null"
+        )
             .prop_map(|(at, text)| Change::Insert(at, text)),
     ]
 }
@@ -113,7 +116,10 @@ fn seeds_are_what_their_targets_accept() {
         Filters::parse(&[String::from_utf8(seed).unwrap()]).unwrap();
     }
     for seed in seeds("reference") {
-        std::str::from_utf8(&seed).unwrap().parse::<Reference>().unwrap();
+        std::str::from_utf8(&seed)
+            .unwrap()
+            .parse::<Reference>()
+            .unwrap();
     }
 }
 
@@ -121,7 +127,9 @@ fn seeds_are_what_their_targets_accept() {
 fn depth_and_repetition_cost_no_more_than_their_length() {
     let start = Instant::now();
     for (name, target) in TARGETS {
-        for unit in ["[", "{\"a\":", "(", "a=[", "\"", "\\", ",", "[[a]]\n", "a.", "a:", "x=\"", "--b"] {
+        for unit in [
+            "[", "{\"a\":", "(", "a=[", "\"", "\\", ",", "[[a]]\n", "a.", "a:", "x=\"", "--b",
+        ] {
             target(unit.repeat(LARGEST / unit.len()).as_bytes());
         }
         for seed in seeds(name) {

@@ -122,7 +122,12 @@ fn no_order_of_reads_fetches_and_losses_gives_a_wrong_byte_or_forgets_a_reader()
             number,
             started: false,
         };
-        [Actor::Reader(None, WRONG), Actor::Distrust, getter(1), getter(2)]
+        [
+            Actor::Reader(None, WRONG),
+            Actor::Distrust,
+            getter(1),
+            getter(2),
+        ]
     };
     for claimed in [false, true] {
         let mut steps = actors().map(|actor| actor.steps());

@@ -213,7 +213,9 @@ pub(crate) fn probe(text: &str) {
         let _ = settings.capabilities();
         let _ = settings.tls(Path::new("/certs"));
         // A header with a secret must not be in the message.
-        let _ = file.headers(settings).map_err(|problem| problem.to_string());
+        let _ = file
+            .headers(settings)
+            .map_err(|problem| problem.to_string());
     }
 }
 
