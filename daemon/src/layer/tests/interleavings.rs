@@ -49,10 +49,8 @@ impl Actor {
         match (self, number) {
             (Self::Reader(seen, _), 0) => *seen = world.flights.sight(only()),
             (Self::Reader(_, read), 1) => *read = world.disk,
-            (Self::Reader(Some(seen), read), _) => {
-                if world.flights.still(only(), seen) {
-                    assert_eq!(*read, RIGHT, "a read relied on a span that was not there");
-                }
+            (Self::Reader(Some(seen), read), _) if world.flights.still(only(), seen) => {
+                assert_eq!(*read, RIGHT, "a read relied on a span that was not there");
             }
             (Self::Distrust, _) => drop(world.flights.leave(SPAN)),
             (Self::Getter { number, started }, 0) => {
