@@ -105,6 +105,8 @@ enum Flaw {
     Garbage,
     /// The index is none.
     NotAnIndex,
+    /// No index, and the upper layer's tar is not what the configuration says.
+    WrongDiffId,
 }
 
 impl Pushed {
@@ -118,6 +120,10 @@ impl Pushed {
             .iter()
             .map(|layer| Digest::of(&layer.tar).to_string())
             .collect();
+        let diff_ids = match flaw {
+            Flaw::WrongDiffId => vec![diff_ids[0].clone(), diff_ids[0].clone()],
+            _ => diff_ids,
+        };
         let config = json!({"rootfs": {"type": "layers", "diff_ids": diff_ids}}).to_string();
         let config_digest = registry.put_blob(REPOSITORY, config.clone());
         let index = put_index(&registry, &layers, flaw);
@@ -133,7 +139,7 @@ impl Pushed {
                 "digest": layer.digest.to_string(), "size": layer.blob.len(),
             })).collect::<Vec<_>>(),
         });
-        if flaw != Flaw::NoIndex {
+        if !matches!(flaw, Flaw::NoIndex | Flaw::WrongDiffId) {
             manifest["annotations"] = json!({"com.amazon.soci.index-digest": index});
         }
         let manifest = registry.put_manifest(REPOSITORY, Some("1"), MANIFEST, manifest.to_string());
@@ -367,7 +373,10 @@ async fn a_view_is_shared_by_those_who_name_it_and_unmounted_after_the_last() {
     let views = futures::future::join_all((0..8).map(|_| node.mount(&run))).await;
     let path = views[0].path().to_owned();
     assert!(views.iter().all(|view| view.path() == path));
-    assert_eq!(node.names("views").len(), 1);
+    // Beside each mount point lies its record.
+    let names = node.names("views");
+    let points = names.iter().filter(|name| name.parse::<u64>().is_ok());
+    assert_eq!(points.count(), 1, "{names:?}");
     let other = node.mount(&pushed.run(&[0], true)).await;
     assert_ne!(other.path(), path);
 
@@ -753,4 +762,25 @@ async fn what_a_killed_daemon_left_half_unpacked_is_removed() {
     fs::write(left.join("file"), "half").unwrap();
     let node = Node::at(root, ImageOptions::default());
     eventually("it is removed", || node.names("unpack").is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_with_another_diff_id_than_the_configuration_says_is_never_seen() {
+    let (pushed, node) = (Pushed::new(Flaw::WrongDiffId).await, Node::new());
+    let (prepared, _) = node.prepare(&pushed.request(0)).await;
+    assert!(
+        matches!(prepared, Prepared::Unpacked { .. }),
+        "{prepared:?}"
+    );
+    let (prepared, dir) = node.prepare(&pushed.request(1)).await;
+    assert!(
+        matches!(prepared, Prepared::Deferred { .. }),
+        "{prepared:?}"
+    );
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+    node.images.stop().await;
+    eventually("nothing is left of the pull", || {
+        node.names("unpack").is_empty()
+    })
+    .await;
 }

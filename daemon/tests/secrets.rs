@@ -6,7 +6,10 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use daemon::registry::{DockerConfig, HttpConfig, Reference, Registry, RegistryConfig, media_type};
+use daemon::registry::{
+    DockerConfig, HttpConfig, Reference, Registry, RegistryConfig, Share, media_type,
+};
+use futures::TryStreamExt as _;
 use integration::registry::{Auth, Fault, Match, ScriptedRegistry};
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -58,6 +61,7 @@ async fn exercise(registry: &ScriptedRegistry, client: &Registry) -> String {
             client.resolve(&image).await.map(drop),
             blob.read(0..10).await.map(drop),
             client.fetch(&image, &digest, 1000).await.map(drop),
+            in_ranges(client, &image, &digest).await,
             client.push_blob(&image, vec![8; 10].into()).await,
         ] {
             errors +=
@@ -65,6 +69,25 @@ async fn exercise(registry: &ScriptedRegistry, client: &Registry) -> String {
         }
     }
     errors
+}
+
+/// A whole pull; its error is of the same kind.
+async fn in_ranges(
+    client: &Registry,
+    image: &Reference,
+    digest: &ztoc::Digest,
+) -> Result<(), daemon::registry::RegistryError> {
+    let share = Share {
+        chunk: Some(300),
+        permits: Vec::new(),
+        ahead: Arc::new(2.into()),
+    };
+    let pulled = client.download_in_ranges(image, digest, Some(1000), share);
+    let pulled: io::Result<Vec<_>> = pulled.try_collect().await;
+    pulled.map(drop).map_err(|error| {
+        let inner = error.into_inner().unwrap();
+        *inner.downcast().unwrap()
+    })
 }
 
 #[tokio::test]

@@ -45,8 +45,8 @@ fn main() -> ExitCode {
 }
 
 fn bench() -> Result<()> {
-    let megabytes = std::env::args().filter_map(|argument| argument.parse().ok());
-    let layers = image::layers(megabytes.last().unwrap_or(600))?;
+    let mut megabytes = std::env::args().filter_map(|argument| argument.parse().ok());
+    let layers = image::layers(megabytes.next_back().unwrap_or(600))?;
     let stage = Scratch::within(Path::new(WORK))?;
     let seed = DockerRegistry::start(&stage)?;
     let published = image::publish(&stage, &seed, &layers)?;

@@ -9,6 +9,7 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures::Stream;
@@ -28,8 +29,8 @@ pub struct Share {
     pub chunk: Option<u64>,
     /// Each range takes a permit of all of these, in this order.
     pub permits: Vec<Arc<Semaphore>>,
-    /// Ranges of one blob at a time.
-    pub ahead: usize,
+    /// Ranges of one blob at a time; may change meanwhile.
+    pub ahead: Arc<AtomicUsize>,
 }
 
 /// A whole blob on its way in ranges. Not verified.
@@ -143,8 +144,12 @@ impl Ranges {
         }
     }
 
+    fn ahead(&self) -> usize {
+        self.share.ahead.load(Ordering::Relaxed).max(1)
+    }
+
     fn may_ask(&self) -> bool {
-        self.next < self.blob.size() && self.under_way.len() < self.share.ahead.max(1)
+        self.next < self.blob.size() && self.under_way.len() < self.ahead()
     }
 
     fn ask(&mut self, permits: Vec<OwnedSemaphorePermit>) {

@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -115,7 +116,7 @@ fn share(chunk: u64, permits: usize) -> Share {
     Share {
         chunk: Some(chunk),
         permits: vec![Arc::new(Semaphore::new(permits))],
-        ahead: 4,
+        ahead: Arc::new(AtomicUsize::new(4)),
     }
 }
 
@@ -127,8 +128,12 @@ async fn in_ranges(
 ) -> std::io::Result<Vec<u8>> {
     let digest = Digest::of(blob);
     let download = client.download_in_ranges(image, &digest, Some(blob.len() as u64), share);
-    let parts: Vec<Bytes> = download.try_collect().await?;
-    Ok(parts.concat())
+    // What is kept keeps its permit.
+    let copied = download.try_fold(Vec::new(), |mut all, part| async move {
+        all.extend_from_slice(&part);
+        Ok(all)
+    });
+    copied.await
 }
 
 #[tokio::test]

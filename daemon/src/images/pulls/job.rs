@@ -47,7 +47,7 @@ impl Shared {
         }
         let mut tries = 1;
         loop {
-            match self.from_registry(pull, layer, expected, site).await {
+            match self.out_of_registry(pull, layer, expected, site).await {
                 Err(error) if error.is_of_the_blob() && tries < TRIES => {
                     tries += 1;
                     tracing::warn!(layer = %layer.digest, image = %pull.image, "the layer is pulled again: {error}");
@@ -57,7 +57,7 @@ impl Shared {
         }
     }
 
-    async fn from_registry(
+    async fn out_of_registry(
         &self,
         pull: &Pull,
         layer: &KnownLayer,
@@ -67,7 +67,7 @@ impl Shared {
         let share = Share {
             chunk: self.options.chunk,
             permits: vec![Arc::clone(&pull.downloads), Arc::clone(&self.downloads)],
-            ahead: self.options.downloads_per_image,
+            ahead: Arc::clone(&pull.ahead),
         };
         let blob = self
             .registry

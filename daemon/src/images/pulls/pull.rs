@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -29,6 +30,9 @@ pub(super) struct Pull {
     pub(super) namespace: String,
     layers: Vec<KnownLayer>,
     pub(super) downloads: Arc<Semaphore>,
+    /// Requests for one layer at a time: an equal share of `downloads`, so that no layer waits for
+    /// those above it.
+    pub(super) ahead: Arc<AtomicUsize>,
     unpacks: Arc<Semaphore>,
     state: Mutex<State>,
     /// After every change of `state` that someone may wait for.
@@ -122,6 +126,7 @@ impl Pull {
             }),
             layers,
             downloads: semaphore(shared.options.downloads_per_image),
+            ahead: Arc::new(AtomicUsize::new(1)),
             unpacks: semaphore(shared.options.unpacks_per_image),
             changed: Notify::new(),
         }
@@ -176,6 +181,7 @@ impl Pull {
             state.jobs[at] = Job::None;
             return;
         };
+        self.share_out(shared, &state);
         drop(state);
         let (pull, context) = (Arc::clone(self), Arc::clone(shared));
         shared.tasks.spawn(async move {
@@ -189,6 +195,12 @@ impl Pull {
                 pull.end(&context, at, &cancel, done);
             }
         });
+    }
+
+    fn share_out(&self, shared: &Shared, state: &State) {
+        let under_way = state.unfinished().min(shared.options.unpacks_per_image);
+        let fair = shared.options.downloads_per_image / under_way.max(1);
+        self.ahead.store(fair, Ordering::Relaxed);
     }
 
     fn end(
@@ -213,6 +225,7 @@ impl Pull {
                 state.cancel_above(at);
             }
         }
+        self.share_out(shared, &state);
         drop(state);
         self.changed.notify_waiters();
     }
@@ -224,7 +237,7 @@ impl Pull {
         if state.deadline(shared) > Instant::now() {
             return false;
         }
-        if state.is_unfinished() {
+        if state.unfinished() > 0 {
             state.cancel_above(0);
             return false;
         }
@@ -238,7 +251,7 @@ impl State {
     fn deadline(&self, shared: &Shared) -> Instant {
         let kept = || self.jobs.iter().any(|job| matches!(job, Job::Done(_)));
         let after = match self.waiters {
-            0 if self.is_unfinished() => shared.options.idle,
+            0 if self.unfinished() > 0 => shared.options.idle,
             0 if kept() || self.failed.is_some() => shared.options.keep,
             0 => Duration::ZERO,
             _ => LONG,
@@ -246,9 +259,9 @@ impl State {
         self.idle_since + after
     }
 
-    fn is_unfinished(&self) -> bool {
-        let mut jobs = self.jobs.iter();
-        jobs.any(|job| matches!(job, Job::Queued { .. } | Job::Running(_)))
+    fn unfinished(&self) -> usize {
+        let unfinished = |job: &&Job| matches!(job, Job::Queued { .. } | Job::Running(_));
+        self.jobs.iter().filter(unfinished).count()
     }
 
     /// Gives up what is not finished of the layers from `at` on.
