@@ -99,7 +99,7 @@ fn inflate_window(tables: &mut Tables, packed: &[u8], into: &mut [u8]) {
 
 /// The window with zeros where the span that follows refers to nothing: found by decoding its first
 /// 32 KiB behind windows whose bytes say where they stand.
-fn sparse(window: &[u8], span: &[u8], bit: u64, len: usize) -> (Vec<u8>, usize) {
+fn sparse(window: &[u8], span: &[u8], bit: u64, len: usize) -> Vec<u8> {
     let len = len.min(WINDOW_LEN);
     let decode = |byte: &dyn Fn(usize) -> u8| {
         let mut out: Vec<u8> = (0..WINDOW_LEN).map(byte).collect();
@@ -111,21 +111,15 @@ fn sparse(window: &[u8], span: &[u8], bit: u64, len: usize) -> (Vec<u8>, usize) 
     let (high, other) = (decode(&|at| (at >> 8) as u8), decode(&|at| !(at as u8)));
     let mut kept = vec![0; WINDOW_LEN];
     let (Ok(low), Ok(high), Ok(other)) = (low, high, other) else {
-        return (window.to_vec(), WINDOW_LEN);
+        return window.to_vec();
     };
-    let mut used = vec![false; WINDOW_LEN];
     for at in WINDOW_LEN..WINDOW_LEN + len {
         if low[at] != other[at] {
-            used[usize::from(low[at]) | usize::from(high[at]) << 8] = true;
+            let used = usize::from(low[at]) | usize::from(high[at]) << 8;
+            kept[used] = window[used];
         }
     }
-    let mut runs = 0;
-    for at in (0..WINDOW_LEN).filter(|&at| used[at]) {
-        kept[at] = window[at];
-        runs += usize::from(at == 0 || !used[at - 1]);
-    }
-    let bytes = used.iter().filter(|used| **used).count() + runs * 4;
-    (kept, bytes)
+    kept
 }
 
 /// The ways, in the order of the table.
@@ -166,7 +160,7 @@ fn measure(dir: &Path, name: &str, ways: &mut [Way; 5]) -> Result<()> {
             ensure!(window == expected, "{name} {id}: another window comes back");
             ways[way].add(packed.len(), packing, restoring);
         }
-        let (finding, (kept, _)) = timed(|| sparse_of(held, id, &layer, &expected));
+        let (finding, kept) = timed(|| sparse_of(held, id, &layer, &expected));
         let (packing, packed) = timed(|| deflate(6, &kept));
         let (restoring, ()) = timed(|| inflate_window(&mut tables, &packed, &mut window));
         ways[3].add(packed.len(), finding + packing, restoring);
@@ -178,7 +172,7 @@ fn measure(dir: &Path, name: &str, ways: &mut [Way; 5]) -> Result<()> {
     Ok(())
 }
 
-fn sparse_of(spans: &SpanTable, id: SpanId, layer: &[u8], window: &[u8]) -> (Vec<u8>, usize) {
+fn sparse_of(spans: &SpanTable, id: SpanId, layer: &[u8], window: &[u8]) -> Vec<u8> {
     let (from, to) = (spans.compressed(id), spans.uncompressed(id));
     let bits = u64::from(spans.checkpoint(id).bits);
     let len = (to.end.0 - to.start.0) as usize;
