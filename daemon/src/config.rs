@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::cache::{
     BackgroundFetchConfig, ContentStoreConfig, ContentStoreKind, DirectoryCacheConfig, DropPolicy,
-    FuseConfig, PrefetchConfig,
+    FuseConfig, LayerCacheConfig, PrefetchConfig,
 };
 pub use self::fetch::{BlobConfig, HostConfig, HttpConfig, MirrorConfig, ResolverConfig};
 pub use self::keychain::{CriKeychainConfig, KubeconfigKeychainConfig, KubeletKeychainConfig};
@@ -71,6 +71,8 @@ pub struct Config {
     pub blob: BlobConfig,
     /// Caches of files.
     pub directory_cache: DirectoryCacheConfig,
+    /// What is kept of layers.
+    pub layer_cache: LayerCacheConfig,
     /// The FUSE mounts.
     pub fuse: FuseConfig,
     /// Fetching of what no one has asked for yet.
@@ -155,6 +157,7 @@ impl Config {
             http: HttpConfig::default(),
             blob: BlobConfig::default(),
             directory_cache: DirectoryCacheConfig::default(),
+            layer_cache: LayerCacheConfig::default(),
             fuse: FuseConfig::default(),
             background_fetch: BackgroundFetchConfig::default(),
             content_store: ContentStoreConfig::default(),

@@ -152,6 +152,16 @@ impl Discovery {
     /// The image's SOCI index. Asked once per image at a time; an index found is remembered, a
     /// failure only for seconds.
     pub async fn find(&self, query: &ImageQuery) -> Result<Arc<SociIndex>, DiscoveryError> {
+        self.find_with(query, std::future::ready(None)).await
+    }
+
+    /// The same; `manifest` gives the bytes of the image's manifest, verified, if they are here
+    /// already. It is asked only when they are needed.
+    pub async fn find_with(
+        &self,
+        query: &ImageQuery,
+        manifest: impl Future<Output = Option<Bytes>> + Send + 'static,
+    ) -> Result<Arc<SociIndex>, DiscoveryError> {
         let (digest, named) = match (query.index, query.manifest.or_else(|| query.image.digest())) {
             (Some(index), _) => (index, true),
             _ if !self.inner.modes.v1 && !self.inner.modes.v2 => {
@@ -172,7 +182,7 @@ impl Discovery {
         }
         let (inner, image) = (self.inner.clone(), image.clone());
         let search = async move {
-            let outcome = inner.search(&image, digest, named).await;
+            let outcome = inner.search(&image, digest, named, manifest).await;
             inner.remember(key, &outcome);
             outcome
         };
@@ -208,12 +218,18 @@ impl Inner {
             .put(key, (outcome.clone(), Instant::now()));
     }
 
-    async fn search(&self, image: &Reference, digest: Digest, named: bool) -> Outcome {
+    async fn search(
+        &self,
+        image: &Reference,
+        digest: Digest,
+        named: bool,
+        manifest: impl Future<Output = Option<Bytes>> + Send,
+    ) -> Outcome {
         if named {
             return self.artifacts.index(image, digest).await.map(Arc::new);
         }
         let second = if self.modes.v2 {
-            self.by_annotation(image, digest).await
+            self.by_annotation(image, digest, manifest.await).await
         } else {
             Err(DiscoveryError::NoIndex)
         };
@@ -223,8 +239,17 @@ impl Inner {
         }
     }
 
-    async fn by_annotation(&self, image: &Reference, manifest: Digest) -> Outcome {
-        match self.artifacts.annotated_index(image, manifest).await? {
+    async fn by_annotation(
+        &self,
+        image: &Reference,
+        manifest: Digest,
+        bytes: Option<Bytes>,
+    ) -> Outcome {
+        let annotated = self
+            .artifacts
+            .annotated_index(image, manifest, bytes)
+            .await?;
+        match annotated {
             Some(index) => self.artifacts.index(image, index).await.map(Arc::new),
             None => Err(DiscoveryError::NoIndex),
         }

@@ -89,7 +89,7 @@ pub struct ImageLayers {
     registry: Registry,
     discovery: Discovery,
     ztocs: Ztocs,
-    manifests: Manifests,
+    manifests: Arc<Manifests>,
     pulls: Pulls,
     layers: LayerStore,
     views: Views,
@@ -144,7 +144,7 @@ impl ImageLayers {
                 layers.clone(),
                 options.concurrent_ztocs,
             ),
-            manifests: Manifests::new(registry.clone(), Arc::clone(&node)),
+            manifests: Arc::new(Manifests::new(registry.clone(), Arc::clone(&node))),
             pulls: Pulls::start(staging, registry.clone(), node, pull)?,
             options,
             registry,
@@ -177,7 +177,11 @@ impl ImageLayers {
             let opened = opened.map_err(|error| failed(&layer, &error.to_string()))?;
             Ok(shown(opened))
         };
-        self.views.adopt(open).await
+        let adopted = self.views.adopt(open).await?;
+        for (_, layers) in self.views.list() {
+            self.layers.fill_up(&layers);
+        }
+        Ok(adopted)
     }
 
     fn opener(&self) -> Opener {
@@ -207,7 +211,8 @@ impl ImageLayers {
             manifest: request.manifest,
             index: request.index,
         };
-        let found = self.discovery.find(&query).await;
+        let manifest = self.manifests.here(request);
+        let found = self.discovery.find_with(&query, manifest).await;
         let index = found.map_err(|error| match error.into() {
             reason @ NotLazy::Labels { .. } => Verdict::Defer(reason),
             reason => Verdict::Whole(reason),
@@ -294,7 +299,12 @@ impl Images for ImageLayers {
             }))
         });
         let (unpacked, reason) = match verdict {
-            Ok(()) => return Prepared::Lazy,
+            Ok(()) => {
+                let (manifests, of) = (Arc::clone(&self.manifests), request.clone());
+                let diff_id = async move { manifests.diff_id(&of).await };
+                self.layers.expect(request.layer, diff_id);
+                return Prepared::Lazy;
+            }
             Err(Verdict::Defer(reason)) => (false, reason),
             Err(Verdict::Whole(reason)) => {
                 let ours = self.options.whole != WholeImages::Never;
@@ -330,7 +340,10 @@ impl Images for ImageLayers {
                 futures::future::try_join_all(opened).await
             }
         };
-        self.views.mount(run, below, open).await
+        let view = self.views.mount(run, below, open).await?;
+        let digests: Vec<Digest> = run.layers.iter().map(|layer| layer.digest).collect();
+        self.layers.fill_up(&digests);
+        Ok(view)
     }
 
     fn mounted(&self, run: &LazyRun, below: &[PathBuf]) -> Option<Arc<dyn MountedView>> {

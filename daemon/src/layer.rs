@@ -10,10 +10,16 @@ mod counters;
 mod decode;
 mod engine;
 mod fetch;
+mod fill;
 mod flight;
+mod hot;
 mod kept_ztoc;
+mod ledger;
+mod link;
 mod map;
+mod pace;
 mod pending;
+mod proof;
 mod readahead;
 mod record;
 mod schedule;
@@ -27,7 +33,9 @@ use std::cell::Cell;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use fuse::LayerTree;
 use fuse::content::{LayerContent, ReadError, ReadReply};
@@ -38,14 +46,19 @@ use self::cache::SpanCache;
 use self::counters::{Counters, Throttle, add};
 use self::engine::Engine;
 use self::fetch::{Landing, Run};
+use self::fill::Filler;
 use self::flight::{Flights, Joined, Origin};
+use self::hot::Hot;
+use self::ledger::GROUP;
 use self::pending::PendingRead;
-use self::readahead::Streams;
-use self::schedule::Ticket;
+use self::proof::Proof;
+use self::readahead::{Streams, WINDOW};
+use self::schedule::{Ticket, compressed};
 use self::source::Sources;
 
 pub use self::counters::LayerCounters;
 pub use self::engine::LayerOptions;
+pub use self::pace::FillOptions;
 pub use self::schedule::Lane;
 pub use self::source::{BlobSource, FetchError};
 pub use self::store::{LayerError, LayerStore, MAX_ZTOC_SIZE, NewLayer};
@@ -68,6 +81,12 @@ pub struct Layer {
     flights: Flights<Arc<PendingRead>>,
     sources: Sources,
     streams: Streams,
+    hot: Hot,
+    proof: Proof,
+    /// Plain bytes on disk.
+    held: AtomicU64,
+    /// When each group of spans was used last, by the ledger's clock.
+    used: Box<[AtomicI64]>,
     counters: Arc<Counters>,
     fetch_trouble: Throttle,
     engine: Arc<Engine>,
@@ -86,6 +105,12 @@ impl Layer {
     ) -> io::Result<Arc<Self>> {
         let size = spans.uncompressed_size();
         let (cache, claimed) = SpanCache::open(dir, ztoc, spans.count(), size)?;
+        let held = spans.ids().zip(&claimed).filter(|(_, claimed)| **claimed);
+        let held = held
+            .map(|(span, _)| spans.uncompressed(span).byte_len())
+            .sum();
+        let groups = spans.count().div_ceil(GROUP);
+        let now = engine.ledger.now();
         Ok(Arc::new_cyclic(|this| Self {
             digest,
             spans,
@@ -94,6 +119,10 @@ impl Layer {
             flights: Flights::new(&claimed),
             sources: Sources::default(),
             streams: Streams::default(),
+            hot: Hot::default(),
+            proof: Proof::open(dir),
+            held: AtomicU64::new(held),
+            used: (0..groups).map(|_| AtomicI64::new(now)).collect(),
             counters: Arc::default(),
             fetch_trouble: Throttle::default(),
             engine,
@@ -119,6 +148,11 @@ impl Layer {
     /// What it has done so far.
     pub fn counters(&self) -> LayerCounters {
         self.counters.now()
+    }
+
+    /// Whether all of it has been here and was what the image says.
+    pub fn is_proven(&self) -> bool {
+        self.proof.is_proven()
     }
 
     /// Number of spans in the cache; some of them may yet prove wrong at first use.
@@ -149,10 +183,27 @@ impl Layer {
         Some(right)
     }
 
+    /// Has everything that is missing fetched behind whatever anybody waits for, unless the fill is
+    /// switched off. Ends when the layer is closed.
+    pub fn fill_up(self: &Arc<Self>) {
+        if let Some(filler) = &self.engine.filler {
+            filler.add(self);
+        }
+    }
+
     /// Has `spans` fetched, as far as they are missing, with nobody waiting for them.
     pub fn request(&self, spans: Range<SpanId>, lane: Lane) {
         let end = spans.end.min(SpanId(self.spans.count()));
         self.want(spans.start..end, None, lane);
+    }
+
+    /// How many spans a sequential reader needs fetched ahead of it to find each there: as many as fit
+    /// on the line, and as many again for those that are being read.
+    fn window(&self) -> u32 {
+        let average = self.spans.compressed_size() / u64::from(self.spans.count().max(1));
+        let line = self.engine.link.capacity().unwrap_or(0) / average.max(1);
+        let spans = u32::try_from(line.saturating_mul(2)).unwrap_or(u32::MAX);
+        spans.clamp(WINDOW.start, WINDOW.end)
     }
 
     /// The spans that hold `range`; `None` if they do not hold all of it.
@@ -177,7 +228,8 @@ impl Layer {
         let mut buffer = HIT.take();
         buffer.resize(length.max(buffer.len()), 0);
         let read = self.cache.read(range.start, &mut buffer[..length]);
-        let unanswered = if read.is_ok() && self.flights.still(spans, &seen) {
+        let unanswered = if read.is_ok() && self.flights.still(spans.clone(), &seen) {
+            self.touch(&spans);
             add(&self.counters.hits, 1);
             add(&self.counters.bytes_served, length as u64);
             reply.data(&buffer[..length]);
@@ -194,6 +246,7 @@ impl Layer {
     /// Has the reply answered when all of `spans` have been had.
     fn miss(&self, spans: Range<SpanId>, range: Range<UncompressedOffset>, reply: ReadReply) {
         add(&self.counters.misses, 1);
+        self.touch(&spans);
         let parts = spans.end.0 - spans.start.0;
         let counters = Arc::clone(&self.counters);
         let read = Arc::new(PendingRead::new(range, reply, parts, counters));
@@ -205,6 +258,22 @@ impl Layer {
         let Some(this) = self.this.upgrade() else {
             return;
         };
+        for run in self.start(&this, spans, read, lane) {
+            let layer = Arc::clone(&this);
+            self.engine.spawn(async move {
+                run.fetch(&layer).await;
+            });
+        }
+    }
+
+    /// The requests that bring what is missing of `spans`, and has `read` filled from each span.
+    fn start(
+        &self,
+        this: &Arc<Self>,
+        spans: Range<SpanId>,
+        read: Option<&Arc<PendingRead>>,
+        lane: Lane,
+    ) -> Vec<Run> {
         let limit = self.engine.options.max_request;
         let mut runs: Vec<Run> = Vec::new();
         for span in (spans.start.0..spans.end.0).map(SpanId) {
@@ -215,17 +284,62 @@ impl Layer {
                 None => Arc::new(Ticket::new(lane)),
             };
             match (self.join(span, read, &ticket), run) {
-                (Some(Origin::Registry), Some(run)) => run.landings.push(Landing::new(&this, span)),
+                (Some(Origin::Registry), Some(run)) => run.landings.push(Landing::new(this, span)),
                 (Some(Origin::Registry), None) => {
-                    let landings = vec![Landing::new(&this, span)];
-                    runs.push(Run { landings, ticket });
+                    runs.push(Run::new(Landing::new(this, span), ticket));
                 }
-                (Some(Origin::Disk), _) => Landing::new(&this, span).recover(ticket),
+                (Some(Origin::Disk), _) => Landing::new(this, span).recover(ticket),
                 (None, _) => {}
             }
         }
-        for run in runs {
-            self.engine.spawn(run.fetch(Arc::clone(&this)));
+        runs
+    }
+
+    /// The first run of spans in `within` that are neither here nor on their way, of at most `bytes`
+    /// compressed bytes or one span.
+    fn missing(&self, within: &Range<SpanId>, bytes: u64) -> Option<Range<SpanId>> {
+        let mut ids = (within.start.0..within.end.0).map(SpanId);
+        let first = ids.find(|&span| self.flights.is_absent(span))?;
+        let mut run = first..SpanId(first.0 + 1);
+        for span in ids {
+            let longer = first..SpanId(span.0 + 1);
+            if !self.flights.is_absent(span) || compressed(&self.spans, &longer).byte_len() > bytes
+            {
+                break;
+            }
+            run = longer;
+        }
+        Some(run)
+    }
+
+    /// The plain bytes of a run.
+    fn plain_bytes(&self, run: &Range<SpanId>) -> u64 {
+        let last = SpanId(run.end.0.saturating_sub(1).max(run.start.0));
+        (self.spans.uncompressed(run.start).start..self.spans.uncompressed(last).end).byte_len()
+    }
+
+    /// Has `spans` fetched for `filler`, which is told what came of it.
+    fn fill(self: &Arc<Self>, spans: Range<SpanId>, filler: &Arc<Filler>) {
+        let bytes = compressed(&self.spans, &spans).byte_len();
+        // Counted from now on, so that the filler sees it before it looks for more to do.
+        let mut passage = Some(self.engine.link.depart(bytes, Lane::Fill));
+        for mut run in self.start(self, spans, None, Lane::Fill) {
+            run.passage = passage.take();
+            let spans = run.spans();
+            let (plain, brought) = (self.plain_bytes(&spans), spans.end.0 - spans.start.0);
+            self.engine.ledger.expect(plain);
+            let (layer, filler) = (Arc::clone(self), Arc::clone(filler));
+            self.engine.spawn(async move {
+                run.fetch(&layer).await;
+                layer.engine.ledger.came(plain);
+                let mut ids = (spans.start.0..spans.end.0).map(SpanId);
+                let lost = ids.find(|&span| layer.flights.is_absent(span));
+                match lost {
+                    Some(_) => add(&layer.counters.failed_fills, 1),
+                    None => add(&layer.counters.spans_filled, brought.into()),
+                }
+                filler.landed(&layer, lost, Instant::now());
+            });
         }
     }
 
@@ -272,6 +386,7 @@ impl Layer {
     /// The disk does not give a span it should have: it is absent from now on.
     fn distrust(&self, span: SpanId) {
         if self.flights.leave(span) {
+            self.drops(self.spans.uncompressed(span).byte_len());
             add(&self.counters.bad_cached_spans, 1);
             tracing::warn!(layer = %self.digest, %span, "a cached span cannot be read; it is fetched again");
         }
@@ -280,6 +395,19 @@ impl Layer {
 
 impl LayerContent for Layer {
     fn read(&self, range: Range<UncompressedOffset>, reply: ReadReply) {
+        self.read_in_file(range.clone(), range, reply);
+    }
+
+    fn read_in_file(
+        &self,
+        file: Range<UncompressedOffset>,
+        range: Range<UncompressedOffset>,
+        reply: ReadReply,
+    ) {
+        if self.proof.is_wrong() {
+            add(&self.counters.failed_reads, 1);
+            return reply.error(ReadError::Unavailable);
+        }
         let Some(spans) = self.locate(&range) else {
             add(&self.counters.failed_reads, 1);
             tracing::debug!(layer = %self.digest, ?range, "a read beyond the layer's end");
@@ -290,9 +418,12 @@ impl LayerContent for Layer {
         }
         if let Some(reply) = self.hit(spans.clone(), &range, reply) {
             self.miss(spans.clone(), range, reply);
+            if let Some(file) = self.locate(&file) {
+                self.hot.note(file);
+            }
         }
         if self.engine.options.readahead
-            && let Some(ahead) = self.streams.observe(&spans)
+            && let Some(ahead) = self.streams.observe(&spans, || self.window())
         {
             self.request(ahead, Lane::Readahead);
         }

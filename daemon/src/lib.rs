@@ -11,6 +11,8 @@ pub mod content;
 pub mod control;
 pub mod discovery;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+pub mod hostile;
 pub mod images;
 pub mod layer;
 pub mod layout;

@@ -155,7 +155,10 @@ fn serve(arguments: &Arguments) -> Result<()> {
         let images = async |root: &Root, metrics: &Arc<Metrics>, keeper| {
             let images = ImageLayers::start(root.path(), &config, keeper, Vec::new())?;
             let adopted = images.adopt().await?;
-            tracing::info!(adopted, "views of the daemon before this one are served again");
+            tracing::info!(
+                adopted,
+                "views of the daemon before this one are served again"
+            );
             metrics.watch(images.layers().clone());
             inside = Some(Inside {
                 views: images.views().clone(),

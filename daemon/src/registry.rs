@@ -55,6 +55,15 @@ use hosts::{Hosts, Purpose};
 use retry::{Attempts, Subject};
 use transport::{Payload, Transport};
 
+/// Parsers that are private to their modules, for [`crate::hostile`].
+#[cfg(any(test, fuzzing))]
+pub(crate) mod probes {
+    pub(crate) use super::auth::probe as challenge;
+    pub(crate) use super::blob::probe as range;
+    pub(crate) use super::credentials::probe as docker_config;
+    pub(crate) use super::hosts::probe as hosts_file;
+}
+
 /// Largest manifest or index read, in bytes.
 pub const MAX_MANIFEST_SIZE: u64 = 8 << 20;
 

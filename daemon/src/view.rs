@@ -28,6 +28,8 @@ use ztoc::Digest;
 
 use self::keeper::{Keep, Nobody};
 use self::record::ViewRecord;
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::record::probe;
 pub use self::sweep::unmount_all;
 use crate::registry::flight::Flights;
 use crate::snapshot::images::{LazyLayer, LazyRun, MountError, MountedView};
@@ -274,7 +276,11 @@ impl Shared {
                 this.note(&session, &at, &named, &below)?;
                 Ok(session)
             });
-            mounted.inspect_err(|_| sweep::remove(&at))
+            mounted.inspect_err(|_| {
+                // The failure that led here is the one to report.
+                let _ = this.after.keeper.forget(&sweep::kept_name(&at));
+                sweep::remove(&at);
+            })
         });
         let session = session
             .await

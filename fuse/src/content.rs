@@ -14,6 +14,18 @@ pub trait LayerContent: Send + Sync + 'static {
     /// its request is not withdrawn (fuser knows no FUSE_INTERRUPT): the pages stay locked, and
     /// whoever wants them waits, until the reply comes.
     fn read(&self, range: Range<UncompressedOffset>, reply: ReadReply);
+
+    /// [`read`](Self::read), and a hint: `range` lies in a file whose bytes are `file`, of which more
+    /// may be wanted soon.
+    fn read_in_file(
+        &self,
+        file: Range<UncompressedOffset>,
+        range: Range<UncompressedOffset>,
+        reply: ReadReply,
+    ) {
+        let _ = file;
+        self.read(range, reply);
+    }
 }
 
 /// The answer to one read, given exactly once; dropping it unanswered answers [`ReadError::Unavailable`].

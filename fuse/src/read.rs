@@ -29,9 +29,9 @@ impl View {
                 if range.is_empty() {
                     return answer(Ok(&[]));
                 }
-                match in_tar(*offset, &range) {
-                    Some(range) => exactly(&*layer.content, range, answer),
-                    None => answer(Err(Error::WrongLength)),
+                match (in_tar(*offset, &(0..*size)), in_tar(*offset, &range)) {
+                    (Some(file), Some(range)) => exactly_in(&*layer.content, file, range, answer),
+                    _ => answer(Err(Error::WrongLength)),
                 }
             }
             Body::Sparse(number) => {
@@ -58,6 +58,16 @@ fn in_tar(start: UncompressedOffset, range: &Range<u64>) -> Option<Range<Uncompr
 /// Reads `range` of a layer and answers with its bytes, or with an error if there are not as many:
 /// the kernel would take a short answer for the end of the file and give the reader zeros.
 fn exactly(content: &dyn LayerContent, range: Range<UncompressedOffset>, answer: impl Answer) {
+    exactly_in(content, range.clone(), range, answer);
+}
+
+/// [`exactly`], of a file that lies in `file`.
+fn exactly_in(
+    content: &dyn LayerContent,
+    file: Range<UncompressedOffset>,
+    range: Range<UncompressedOffset>,
+    answer: impl Answer,
+) {
     let wanted = range.byte_len();
     let reply = ReadReply::new(move |outcome| match outcome {
         Ok(bytes) if bytes.len() as u64 == wanted => answer(Ok(bytes)),
@@ -66,7 +76,7 @@ fn exactly(content: &dyn LayerContent, range: Range<UncompressedOffset>, answer:
     });
     // A panic would take a thread of the session with it, and with the last one every reader would
     // wait for ever. The reply is dropped on the way here and so has told the reader.
-    let read = AssertUnwindSafe(|| content.read(range.clone(), reply));
+    let read = AssertUnwindSafe(|| content.read_in_file(file, range.clone(), reply));
     if std::panic::catch_unwind(read).is_err() {
         let (start, end) = (range.start, range.end);
         tracing::error!(%start, %end, "reading a layer panicked, the read has failed");

@@ -85,7 +85,9 @@ impl Manager {
         let mut shell = command("bash");
         shell.arg("-c").arg(script).arg(service.get_program());
         shell.args(service.get_args());
-        shell.env("NOTIFY_SOCKET", &self.socket).env("FDSTORE", "1000");
+        shell
+            .env("NOTIFY_SOCKET", &self.socket)
+            .env("FDSTORE", "1000");
         Ok(shell)
     }
 }

@@ -29,6 +29,9 @@ pub struct Snapshotter {
     manager: Option<Arc<Manager>>,
 }
 
+/// Makes of the command that starts the daemon another one that does.
+pub type Wrap = dyn Fn(&Command) -> Command;
+
 impl Snapshotter {
     /// Starts it below `scratch` for `containerd`, with its root in `root` below that and the lines
     /// of `config` (TOML, top-level keys first) after those that every test needs.
@@ -43,6 +46,29 @@ impl Snapshotter {
         containerd: &Containerd,
         config: &str,
     ) -> Result<Self> {
+        let (dir, metrics) = Self::configure(scratch, containerd, config)?;
+        Self::start_again(&dir, &containerd.snapshotter_socket(), metrics, manager)
+    }
+
+    /// Starts it by the command that `wrap` makes of its own.
+    pub fn start_wrapped(
+        wrap: &Wrap,
+        scratch: &Scratch,
+        containerd: &Containerd,
+        config: &str,
+    ) -> Result<Self> {
+        let (dir, metrics) = Self::configure(scratch, containerd, config)?;
+        let socket = containerd.snapshotter_socket();
+        let mut daemon = wrap(&daemon(&dir, &socket)?);
+        Self::wait_for(&mut daemon, &dir, &socket, metrics, None)
+    }
+
+    /// Its directory, with a configuration, and its port for metrics.
+    fn configure(
+        scratch: &Scratch,
+        containerd: &Containerd,
+        config: &str,
+    ) -> Result<(PathBuf, u16)> {
         let metrics = free_port()?;
         let dir = scratch.dir("soci")?;
         let head = format!("metrics_address = \"127.0.0.1:{metrics}\"\n");
@@ -51,7 +77,7 @@ impl Snapshotter {
             containerd.socket().display()
         );
         fs::write(dir.join("config.toml"), text)?;
-        Self::start_again(&dir, &containerd.snapshotter_socket(), metrics, manager)
+        Ok((dir, metrics))
     }
 
     /// Stops it with `signal` and starts it again on the same root.
@@ -82,20 +108,21 @@ impl Snapshotter {
         metrics: u16,
         manager: Option<Arc<Manager>>,
     ) -> Result<Self> {
-        let mut daemon = command(binary("soci-snapshotter-grpc")?);
-        daemon
-            .arg("--address")
-            .arg(socket)
-            .arg("--config")
-            .arg(dir.join("config.toml"));
-        daemon
-            .arg("--root")
-            .arg(dir.join("root"))
-            .args(["--log-level", "info"]);
+        let mut daemon = daemon(dir, socket)?;
         if let Some(manager) = &manager {
             daemon = manager.command(&daemon)?;
         }
-        let service = Service::start("snapshotter", &mut daemon, &dir.join("daemon.log"))?;
+        Self::wait_for(&mut daemon, dir, socket, metrics, manager)
+    }
+
+    fn wait_for(
+        daemon: &mut Command,
+        dir: &Path,
+        socket: &Path,
+        metrics: u16,
+        manager: Option<Arc<Manager>>,
+    ) -> Result<Self> {
+        let service = Service::start("snapshotter", daemon, &dir.join("daemon.log"))?;
         let (dir, socket) = (dir.to_owned(), socket.to_owned());
         let mut snapshotter = Self {
             service,
@@ -185,6 +212,16 @@ impl Snapshotter {
             .map(|mount| mount.mount_point)
             .collect())
     }
+}
+
+/// The command that starts the daemon in `dir`.
+fn daemon(dir: &Path, socket: &Path) -> Result<Command> {
+    let mut daemon = command(binary("soci-snapshotter-grpc")?);
+    daemon.arg("--address").arg(socket);
+    daemon.arg("--config").arg(dir.join("config.toml"));
+    daemon.arg("--root").arg(dir.join("root"));
+    daemon.args(["--log-level", "info"]);
+    Ok(daemon)
 }
 
 /// The `soci` command, with a root of its own.

@@ -149,7 +149,11 @@ fn snapshots_find_their_views_after_a_restart_and_views_go_with_the_last_snapsho
         assert_eq!(ground.views(), before);
         assert_eq!(ground.read_anew(0).unwrap(), file(0));
         ground.mount(signal.as_str(), 0);
-        assert_eq!(ground.views(), before, "the same view serves a new snapshot");
+        assert_eq!(
+            ground.views(),
+            before,
+            "the same view serves a new snapshot"
+        );
     }
     let ctr = ground.host.ctr();
     for key in ["SIGTERM", "SIGKILL", "kept-0"] {
@@ -207,7 +211,14 @@ fn after_a_reboot_everything_is_mounted_again_on_demand_without_a_registry() {
     assert_eq!(ground.views(), Vec::<PathBuf>::new());
     let views = ground.host.snapshotter.root().join("views");
     assert_eq!(fs::read_dir(views).unwrap().count(), 0);
-    let mounts = ["snapshots", "--snapshotter", "soci", "mounts", "/mnt", "kept-0"];
+    let mounts = [
+        "snapshots",
+        "--snapshotter",
+        "soci",
+        "mounts",
+        "/mnt",
+        "kept-0",
+    ];
     let asked = ground.host.ctr().call(&mounts).unwrap();
     let view = ground.views().remove(0);
     assert!(asked.contains(view.to_str().unwrap()), "{asked}");

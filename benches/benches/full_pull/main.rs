@@ -104,7 +104,7 @@ fn both(
         delay: Duration::ZERO,
     };
     let link = match rate {
-        Some(_) => Some(Link::open(stage, shape)?),
+        Some(_) => Some(open(stage, shape)?),
         None => None,
     };
     let data = stage.dir("registry")?;
@@ -125,6 +125,18 @@ fn both(
         }
     }
     Ok((median(theirs), median(ours)))
+}
+
+/// The kernel takes its time to take the link before away.
+fn open(stage: &Scratch, shape: Shape) -> Result<Link> {
+    let mut tries = 0;
+    loop {
+        match Link::open(stage, shape) {
+            Err(_) if tries < 50 => tries += 1,
+            opened => return opened,
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 fn median(mut times: Vec<Duration>) -> Duration {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::replace_zero;
+use super::{ByteSize, replace_zero};
 
 /// `[directory_cache]`. Here the kernel caches what files hold; kept for the original's files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +36,15 @@ impl DirectoryCacheConfig {
     }
 }
 
+/// `[layer_cache]`, ours: the spans of layers under `<root>/layers`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LayerCacheConfig {
+    /// Most bytes of unpacked layers on disk; empty or zero: as many as there is room for. What was
+    /// used longest ago goes, and is fetched again when it is read.
+    pub max_size: ByteSize,
+}
+
 /// `[fuse]`. Views never change, so the kernel may keep what it learnt: the timeouts have no effect.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -58,15 +67,16 @@ impl FuseConfig {
     }
 }
 
-/// `[background_fetch]`.
+/// `[background_fetch]`. Everything is fetched behind what is read, as fast as the line is: a pause of
+/// the original's default length is therefore none here, as most files only repeat the defaults.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct BackgroundFetchConfig {
     /// Fetches only what is read.
     pub disable: bool,
-    /// Wait after a new image, in milliseconds.
+    /// Wait after a view is mounted, in milliseconds; 30000, the original's default: none.
     pub silence_period_msec: u64,
-    /// Pause between spans, in milliseconds.
+    /// Pause between spans, in milliseconds; 500, the original's default: none.
     pub fetch_period_msec: u64,
     /// Layers waiting; negative: unlimited.
     pub max_queue_size: i64,
@@ -74,6 +84,8 @@ pub struct BackgroundFetchConfig {
     pub drop_policy: DropPolicy,
     /// No effect.
     pub emit_metric_period_sec: u64,
+    /// Ours: most compressed bytes per second for the whole daemon; empty or zero: no limit.
+    pub max_bandwidth: ByteSize,
 }
 
 impl Default for BackgroundFetchConfig {
@@ -85,6 +97,7 @@ impl Default for BackgroundFetchConfig {
             max_queue_size: 300,
             drop_policy: DropPolicy::default(),
             emit_metric_period_sec: 10,
+            max_bandwidth: ByteSize::default(),
         }
     }
 }

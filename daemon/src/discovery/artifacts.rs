@@ -45,13 +45,18 @@ impl Artifacts {
         Self { registry, store }
     }
 
-    /// The index that the image manifest's annotation names.
+    /// The index that the image manifest's annotation names; `bytes` are the manifest's, if they are known.
     pub(super) async fn annotated_index(
         &self,
         image: &Reference,
         manifest: Digest,
+        bytes: Option<Bytes>,
     ) -> Result<Option<Digest>, DiscoveryError> {
-        let bytes = match self.stored(&manifest, MAX_MANIFEST_SIZE).await {
+        let stored = match bytes {
+            Some(bytes) => Some(bytes),
+            None => self.stored(&manifest, MAX_MANIFEST_SIZE).await,
+        };
+        let bytes = match stored {
             Some(bytes) => bytes,
             None => self.registry.manifest(image, &manifest).await?.bytes,
         };

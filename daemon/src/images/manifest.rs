@@ -80,6 +80,18 @@ impl Manifests {
         }
     }
 
+    /// The bytes of the image's manifest, if this node has them.
+    pub(super) fn here(
+        &self,
+        request: &LayerRequest,
+    ) -> impl Future<Output = Option<Bytes>> + Send + 'static {
+        let (shared, request) = (Arc::clone(&self.shared), request.clone());
+        async move {
+            let digest = request.manifest.or_else(|| request.image.digest())?;
+            shared.stored(&request, &digest).await
+        }
+    }
+
     /// Compressed size of the layer, if the manifest can be had. It is only a check, so a failure is
     /// no more than a missing check.
     pub(super) async fn size(&self, request: &LayerRequest) -> Option<u64> {
@@ -117,6 +129,13 @@ impl Manifests {
                     .and_then(|diff_ids| diff_ids.get(at).copied()),
             });
         Some(known.collect())
+    }
+
+    /// The diff ID of the layer, if the image's configuration can be had.
+    pub(super) async fn diff_id(&self, request: &LayerRequest) -> Option<Digest> {
+        let layers = self.layers(request).await?;
+        let same = |layer: &&KnownLayer| layer.digest == request.layer;
+        layers.iter().find(same)?.diff_id
     }
 
     async fn manifest(&self, request: &LayerRequest) -> Option<Arc<Manifest>> {

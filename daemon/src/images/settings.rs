@@ -1,5 +1,6 @@
 //! The layers of a daemon as its configuration file wants them.
 
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,11 +10,14 @@ use fuse::MountOptions;
 use tokio::runtime::Handle;
 
 use super::{ImageLayers, ImageOptions, PullOptions, Sources, WholeImages};
-use crate::config::{Config, ContentStoreKind, HostConfig, MirrorConfig, ParallelPullConfig};
+use crate::config::{
+    BackgroundFetchConfig, Config, ContentStoreKind, DropPolicy, HostConfig, MirrorConfig,
+    ParallelPullConfig,
+};
 use crate::containerd::Containerd;
 use crate::content::{ContainerdStore, ContentStore, OciLayoutStore};
 use crate::discovery::{Discovery, Modes};
-use crate::layer::{LayerOptions, LayerStore};
+use crate::layer::{FillOptions, LayerOptions, LayerStore};
 use crate::registry::{
     CredentialProvider, DockerConfig, HttpConfig, KubeletProviders, Mirror, Registry,
     RegistryConfig,
@@ -154,8 +158,27 @@ fn layers(config: &Config) -> LayerOptions {
     let retries = config.blob.max_span_verification_retries;
     LayerOptions {
         verification_retries: retries.max(VERIFICATION_RETRIES),
+        fill: fill(&config.background_fetch),
+        cache_limit: Some(config.layer_cache.max_size.bytes).filter(|&bytes| bytes > 0),
         ..LayerOptions::default()
     }
+}
+
+/// What the original's defaults would slow down goes at once; other values are meant.
+fn fill(config: &BackgroundFetchConfig) -> Option<FillOptions> {
+    let usual = BackgroundFetchConfig::default();
+    let meant = |value: u64, usual: u64| match value {
+        value if value == usual => Duration::ZERO,
+        value => Duration::from_millis(value).min(NO_LIMIT),
+    };
+    let fill = FillOptions {
+        silence: meant(config.silence_period_msec, usual.silence_period_msec),
+        period: meant(config.fetch_period_msec, usual.fetch_period_msec),
+        bandwidth: NonZeroU64::new(config.max_bandwidth.bytes),
+        most_waiting: usize::try_from(config.max_queue_size).unwrap_or(usize::MAX),
+        drop_oldest: config.drop_policy == DropPolicy::Oldest,
+    };
+    (!config.disable).then_some(fill)
 }
 
 fn images(config: &Config) -> ImageOptions {
@@ -239,6 +262,8 @@ mod tests {
             max_span_verification_retries = 5
             [snapshotter]
             min_layer_size = 1000
+            [layer_cache]
+            max_size = "2gb"
             [[resolver.host."registry.test".mirrors]]
             host = "mirror.test:5000"
             insecure = true
@@ -251,11 +276,37 @@ mod tests {
         assert_eq!((&*mirror.host, mirror.insecure), ("mirror.test:5000", true));
         assert_eq!(mirror.request_timeout, Some(NO_LIMIT));
         assert_eq!(layers(&config).verification_retries, 5);
+        assert_eq!(layers(&config).cache_limit, Some(2 << 30));
         let images = images(&config);
         assert_eq!(
             (images.min_layer_size, images.prepare_timeout.as_secs()),
             (1000, 7)
         );
+    }
+
+    #[test]
+    fn the_fill_goes_at_once_unless_the_file_says_otherwise_than_the_originals_defaults() {
+        let filled = |text: &str| fill(&parsed(text).background_fetch);
+        assert_eq!(filled(""), Some(FillOptions::default()));
+        let usual = "[background_fetch]\nsilence_period_msec = 30000\nfetch_period_msec = 500\n";
+        assert_eq!(filled(usual), Some(FillOptions::default()));
+        assert_eq!(filled("[background_fetch]\ndisable = true"), None);
+        let slow = r#"
+            [background_fetch]
+            silence_period_msec = 1000
+            fetch_period_msec = 250
+            max_queue_size = -1
+            drop_policy = "oldest"
+            max_bandwidth = "10mb"
+            "#;
+        let expected = FillOptions {
+            silence: Duration::from_secs(1),
+            period: Duration::from_millis(250),
+            bandwidth: NonZeroU64::new(10 << 20),
+            most_waiting: usize::MAX,
+            drop_oldest: true,
+        };
+        assert_eq!(filled(slow), Some(expected));
     }
 
     #[tokio::test]

@@ -38,6 +38,8 @@ counters! {
     bytes_served,
     /// Ranged requests made of a source.
     requests,
+    /// Requests that took so long that they were made a second time.
+    stragglers,
     /// Requests that brought nothing usable.
     failed_requests,
     /// Compressed bytes fetched, verified or not.
@@ -52,6 +54,14 @@ counters! {
     bad_cached_spans,
     /// Spans that could not be written to the cache.
     cache_write_failures,
+    /// Spans that were given up to make room for others.
+    spans_evicted,
+    /// Spans that the background fill brought.
+    spans_filled,
+    /// Requests of the background fill of which something did not come.
+    failed_fills,
+    /// 1 when the layer was found not to be what the image says.
+    quarantined,
 }
 
 /// Adds to a counter.

@@ -41,6 +41,10 @@ struct Queue {
 #[derive(Default)]
 struct Jobs {
     lanes: [VecDeque<Job>; Lane::COUNT],
+    /// Jobs of the fill that run now, and how many may: with more than one thread, one is always left
+    /// for what somebody waits for.
+    filling: usize,
+    most_filling: usize,
     closed: bool,
 }
 
@@ -63,6 +67,7 @@ impl DecodePool {
         let pool = Self {
             queue: Arc::default(),
         };
+        pool.queue.jobs.lock().most_filling = threads.saturating_sub(1).max(1);
         for number in 0..threads.max(1) {
             let queue = Arc::clone(&pool.queue);
             std::thread::Builder::new()
@@ -85,7 +90,7 @@ impl DecodePool {
 impl Queue {
     fn work_off(&self) {
         let mut scratch = Scratch::default();
-        while let Some(job) = self.next() {
+        while let Some((job, lane)) = self.next() {
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job(&mut scratch))) {
                 tracing::error!(
                     panic = text(&*panic),
@@ -93,21 +98,40 @@ impl Queue {
                 );
                 scratch = Scratch::default();
             }
+            if lane == Lane::Fill {
+                self.jobs.lock().filling -= 1;
+            }
             scratch.tidy();
         }
     }
 
-    fn next(&self) -> Option<Job> {
+    fn next(&self) -> Option<(Job, Lane)> {
         let mut jobs = self.jobs.lock();
         loop {
-            if let Some(job) = jobs.lanes.iter_mut().find_map(VecDeque::pop_front) {
-                return Some(job);
+            if let Some(next) = jobs.take() {
+                return Some(next);
             }
             if jobs.closed {
                 return None;
             }
             self.work.wait(&mut jobs);
         }
+    }
+}
+
+impl Jobs {
+    fn take(&mut self) -> Option<(Job, Lane)> {
+        for lane in [Lane::Demand, Lane::Readahead] {
+            if let Some(job) = self.lanes[lane as usize].pop_front() {
+                return Some((job, lane));
+            }
+        }
+        if self.filling >= self.most_filling {
+            return None;
+        }
+        let job = self.lanes[Lane::Fill as usize].pop_front()?;
+        self.filling += 1;
+        Some((job, Lane::Fill))
     }
 }
 

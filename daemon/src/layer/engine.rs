@@ -1,5 +1,7 @@
 //! What all layers share: the runtime their fetches run on, decode threads, budgets.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -9,6 +11,10 @@ use tokio_util::task::TaskTracker;
 
 use super::counters::Throttle;
 use super::decode::DecodePool;
+use super::fill::Filler;
+use super::ledger::Ledger;
+use super::link::Link;
+use super::pace::FillOptions;
 use super::schedule::Budget;
 use super::unwritten::Unwritten;
 
@@ -26,6 +32,13 @@ pub struct LayerOptions {
     pub decode_threads: usize,
     /// Whether a sequential reader has the next spans fetched ahead of it.
     pub readahead: bool,
+    /// Shortest time after which a request that somebody waits for is made a second time; the slower one
+    /// is dropped.
+    pub straggler: Duration,
+    /// How what nobody asks for is fetched; `None`: not at all.
+    pub fill: Option<FillOptions>,
+    /// Most plain bytes of all layers on disk; `None`: as many as there is room for.
+    pub cache_limit: Option<u64>,
 }
 
 impl Default for LayerOptions {
@@ -36,6 +49,9 @@ impl Default for LayerOptions {
             in_flight: 64 << 20,
             decode_threads: 0,
             readahead: true,
+            straggler: Duration::from_secs(2),
+            fill: Some(FillOptions::default()),
+            cache_limit: None,
         }
     }
 }
@@ -51,29 +67,45 @@ pub(crate) struct Engine {
     pub(crate) budget: Budget,
     pub(crate) unwritten: Mutex<Unwritten>,
     pub(crate) write_failures: Throttle,
+    pub(crate) link: Arc<Link>,
+    pub(crate) ledger: Ledger,
+    pub(crate) filler: Option<Arc<Filler>>,
     runtime: Handle,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 impl Engine {
-    /// Starts the decode threads; fetches will run on `runtime`.
-    pub(crate) fn start(options: LayerOptions, runtime: Handle) -> std::io::Result<Self> {
+    /// Starts the decode threads and the fill; fetches will run on `runtime`. Blocks on file I/O: what is
+    /// under `root` is counted.
+    pub(crate) fn start(
+        root: &Path,
+        options: LayerOptions,
+        runtime: Handle,
+    ) -> std::io::Result<Self> {
         let cpus = || std::thread::available_parallelism().map_or(2, usize::from);
         let threads = match options.decode_threads {
             0 => cpus(),
             threads => threads,
         };
-        Ok(Self {
+        let filler = options.fill.clone().map(|fill| Arc::new(Filler::new(fill)));
+        let engine = Self {
             decoders: DecodePool::start(threads)?,
             budget: Budget::new(options.in_flight),
             unwritten: Mutex::default(),
             write_failures: Throttle::default(),
+            link: Arc::default(),
+            ledger: Ledger::open(root, options.cache_limit),
+            filler,
             options,
             runtime,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
-        })
+        };
+        if let Some(filler) = &engine.filler {
+            engine.spawn(Arc::clone(filler).run(Arc::clone(&engine.link)));
+        }
+        Ok(engine)
     }
 
     /// Runs a fetch, which is dropped when the engine is stopped.
@@ -94,5 +126,12 @@ impl Engine {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
+    }
+}
+
+impl Drop for Engine {
+    /// The fill holds no engine and ends with it.
+    fn drop(&mut self) {
+        self.stop.cancel();
     }
 }

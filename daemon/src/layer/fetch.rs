@@ -1,18 +1,29 @@
 //! Spans on their way: fetched, verified, decoded, handed out, cached.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use fuse::content::ReadError;
+use futures::future::Either;
 use tokio::sync::mpsc;
+use ztoc::error::InflateError;
 use ztoc::unit::ByteLen as _;
-use ztoc::{CompressedOffset, CompressedSpan, SpanId, SpanTable};
+use ztoc::{CompressedOffset, CompressedSpan, SpanBuffer, SpanDecoder, SpanId, SpanTable};
 
 use super::Layer;
 use super::counters::add;
 use super::decode::Scratch;
 use super::engine::LOG_INTERVAL;
-use super::schedule::{Ticket, compressed};
+use super::link::Passage;
+use super::schedule::{Lane, Ticket, compressed};
+use super::source::FetchError;
+
+type Decoder<'s> = SpanDecoder<&'s [u8], &'s mut SpanBuffer>;
+
+/// How many times as long as expected a request may take.
+const PATIENCE: u32 = 4;
 
 /// A span in flight and the duty to end the flight: dropped before it landed, it fails those who wait.
 #[derive(Debug)]
@@ -28,9 +39,30 @@ pub(crate) struct Run {
     /// Ascending, without a gap; not empty.
     pub(crate) landings: Vec<Landing>,
     pub(crate) ticket: Arc<Ticket>,
+    /// Counts the request as in flight already.
+    pub(crate) passage: Option<Passage>,
 }
 
 impl Run {
+    /// A run of one span.
+    pub(crate) fn new(landing: Landing, ticket: Arc<Ticket>) -> Self {
+        Self {
+            landings: vec![landing],
+            ticket,
+            passage: None,
+        }
+    }
+
+    /// The spans; none in a run without landings.
+    pub(crate) fn spans(&self) -> Range<SpanId> {
+        let first = self.landings.first().map_or(SpanId(0), |first| first.span);
+        let end = self
+            .landings
+            .last()
+            .map_or(first, |last| SpanId(last.span.0 + 1));
+        first..end
+    }
+
     /// Whether `span` follows, and the request would still have no more than `limit` bytes.
     pub(crate) fn has_room(&self, span: SpanId, table: &SpanTable, limit: u64) -> bool {
         let (Some(first), Some(last)) = (self.landings.first(), self.landings.last()) else {
@@ -41,14 +73,15 @@ impl Run {
     }
 
     /// Gets the spans; those whose bytes are wrong again, one by one.
-    pub(crate) async fn fetch(self, layer: Arc<Layer>) {
-        let Self { landings, ticket } = self;
+    pub(crate) async fn fetch(self, layer: &Arc<Layer>) {
         let retries = layer.engine.options.verification_retries;
-        let mut open = attempt(&layer, landings, 0, &ticket).await;
+        let ticket = Arc::clone(&self.ticket);
+        let mut open = attempt(layer, self, 0).await;
         for number in 1..=retries {
             let mut still_open = Vec::new();
             for landing in open {
-                still_open.extend(attempt(&layer, vec![landing], number, &ticket).await);
+                let run = Self::new(landing, Arc::clone(&ticket));
+                still_open.extend(attempt(layer, run, number).await);
             }
             open = still_open;
         }
@@ -62,25 +95,28 @@ impl Run {
 }
 
 /// One request for neighbouring spans; gives back those whose bytes were wrong.
-async fn attempt(
-    layer: &Arc<Layer>,
-    landings: Vec<Landing>,
-    number: u32,
-    ticket: &Ticket,
-) -> Vec<Landing> {
+async fn attempt(layer: &Arc<Layer>, run: Run, number: u32) -> Vec<Landing> {
+    let Run {
+        landings,
+        ticket,
+        passage,
+    } = run;
     let (Some(first), Some(last)) = (landings.first(), landings.last()) else {
         return landings;
     };
     let run = first.span..SpanId(last.span.0 + 1);
     let range = compressed(&layer.spans, &run);
-    let Some(_room) = layer.engine.budget.acquire(range.byte_len(), ticket).await else {
+    let size = range.byte_len();
+    let Some(_room) = layer.engine.budget.acquire(size, &ticket).await else {
         return Vec::new();
     };
+    let passage = passage.unwrap_or_else(|| layer.engine.link.depart(size, ticket.lane()));
     add(&layer.counters.requests, 1);
-    match layer.sources.fetch(range.clone(), number as usize).await {
+    match bytes(layer, &range, number, &ticket).await {
         Ok(bytes) => {
+            passage.arrive(bytes.len() as u64);
             add(&layer.counters.bytes_fetched, bytes.len() as u64);
-            decode(layer, landings, range.start, &bytes, ticket).await
+            decode(layer, landings, range.start, &bytes, &ticket).await
         }
         Err(failure) => {
             add(&layer.counters.failed_requests, 1);
@@ -91,6 +127,43 @@ async fn attempt(
                 );
             }
             Vec::new()
+        }
+    }
+}
+
+/// The bytes of one request. One that takes far longer than it should while somebody waits is made again, of
+/// another source if there is one, and whichever answer comes first counts.
+async fn bytes(
+    layer: &Layer,
+    range: &Range<CompressedOffset>,
+    number: u32,
+    ticket: &Ticket,
+) -> Result<Bytes, FetchError> {
+    let first = Box::pin(layer.sources.fetch(range.clone(), number as usize));
+    let engine = &layer.engine;
+    let expected = engine.link.expected(range.byte_len()).unwrap_or_default();
+    let patience = engine
+        .options
+        .straggler
+        .max(expected.saturating_mul(PATIENCE));
+    let first = match futures::future::select(first, Box::pin(late(patience, ticket))).await {
+        Either::Left((answer, _)) => return answer,
+        Either::Right(((), first)) => first,
+    };
+    add(&layer.counters.stragglers, 1);
+    add(&layer.counters.requests, 1);
+    let second = Box::pin(layer.sources.fetch(range.clone(), number as usize + 1));
+    futures::future::select_ok([first, second])
+        .await
+        .map(|(bytes, _)| bytes)
+}
+
+/// Ends when `patience` is over and somebody waits.
+async fn late(patience: Duration, ticket: &Ticket) {
+    loop {
+        tokio::time::sleep(patience).await;
+        if ticket.lane() == Lane::Demand {
+            return;
         }
     }
 }
@@ -151,7 +224,14 @@ impl Landing {
             Ok(verified) => verified,
             Err(error) => return Err(self.wrong(&error)),
         };
-        let plain = match verified.inflate(&mut scratch.span) {
+        let mut decoder = match verified.decoder(&mut scratch.span) {
+            Ok(decoder) => decoder,
+            Err(error) => return Err(self.wrong(&error)),
+        };
+        if let Err(error) = self.answer_early(&mut decoder) {
+            return Err(self.wrong(&error));
+        }
+        let plain = match decoder.decode_all() {
             Ok(plain) => plain,
             Err(error) => return Err(self.wrong(&error)),
         };
@@ -160,6 +240,30 @@ impl Landing {
         self.deliver(plain);
         scratch.used(length);
         Ok(())
+    }
+
+    /// Answers who waits as soon as his bytes are decoded, nearest first.
+    fn answer_early(&self, decoder: &mut Decoder<'_>) -> Result<(), InflateError> {
+        let range = self.layer.spans.uncompressed(self.span);
+        loop {
+            let mut waiting = self.layer.flights.take_waiters(self.span);
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            waiting.sort_by_key(|read| read.part(&range).end);
+            let mut waiting = waiting.into_iter();
+            while let Some(read) = waiting.next() {
+                match decoder.decode_to(read.part(&range).end) {
+                    Ok(plain) => read.fill(&range, plain),
+                    Err(error) => {
+                        // The bytes are verified: what describes them is wrong, and stays so.
+                        read.fail(ReadError::Unavailable);
+                        waiting.for_each(|read| read.fail(ReadError::Unavailable));
+                        return Err(error);
+                    }
+                }
+            }
+        }
     }
 
     fn wrong(self, error: &dyn std::error::Error) -> Self {
@@ -176,6 +280,9 @@ impl Landing {
             read.fill(&range, plain);
         }
         let stored = layer.cache.store(self.span, range.start, plain);
+        if stored.is_ok() {
+            layer.holds(plain.len() as u64);
+        }
         {
             let mut unwritten = layer.engine.unwritten.lock();
             match &stored {
@@ -187,13 +294,18 @@ impl Landing {
         for read in layer.flights.finish(self.span, stored.is_ok()) {
             read.fill(&range, plain);
         }
-        if let Err(error) = stored {
-            self.not_stored(&error);
+        match stored {
+            Ok(()) => {
+                layer.engine.ledger.evict();
+                layer.prove_if_whole();
+            }
+            Err(error) => self.not_stored(&error),
         }
     }
 
     fn not_stored(&self, error: &std::io::Error) {
         add(&self.layer.counters.cache_write_failures, 1);
+        self.layer.engine.ledger.refused();
         if let Some(suppressed) = self.layer.engine.write_failures.pass(LOG_INTERVAL) {
             tracing::warn!(
                 layer = %self.layer.digest, span = %self.span, suppressed,
@@ -227,12 +339,11 @@ impl Landing {
         }
         add(&layer.counters.bad_cached_spans, 1);
         tracing::warn!(layer = %layer.digest, span = %self.span, "a cached span is damaged; it is fetched again");
+        layer.drops(range.byte_len());
         layer.cache.forget(self.span, range);
-        let run = Run {
-            landings: vec![self],
-            ticket: Arc::clone(ticket),
-        };
-        layer.engine.spawn(run.fetch(Arc::clone(&layer)));
+        let run = Run::new(self, Arc::clone(ticket));
+        let this = Arc::clone(&layer);
+        layer.engine.spawn(async move { run.fetch(&this).await });
     }
 }
 

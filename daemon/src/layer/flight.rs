@@ -4,6 +4,7 @@
 //! Absent ----start----> InFlight --finish(true)--> Present
 //! Unverified --start--> InFlight --finish(false)-> Absent
 //! Present --leave--> Absent
+//! Present, Unverified --recall--> InFlight --finish(false)-> Absent
 //! ```
 //! States are read without a lock; they change only under the lock on the waiters. Nothing here does I/O.
 
@@ -15,7 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use parking_lot::Mutex;
 use ztoc::SpanId;
 
-use super::schedule::Ticket;
+use super::schedule::{Lane, Ticket};
 
 const ABSENT: u32 = 0;
 const UNVERIFIED: u32 = 1;
@@ -97,6 +98,30 @@ impl<W> Flights<W> {
         self.sight(spans).as_ref() == Some(before)
     }
 
+    /// Whether `span` is neither here nor on its way.
+    pub(crate) fn is_absent(&self, span: SpanId) -> bool {
+        self.word(span).load(Ordering::Relaxed) & STATE == ABSENT
+    }
+
+    /// Whether all spans are in the cache.
+    pub(crate) fn is_full(&self) -> bool {
+        self.words
+            .iter()
+            .all(|word| matches!(word.load(Ordering::Relaxed) & STATE, PRESENT | UNVERIFIED))
+    }
+
+    /// Whether nothing is in flight.
+    #[cfg(test)]
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.flying.lock().is_empty()
+    }
+
+    /// Whether `span` is in the cache, checked since start or not.
+    pub(crate) fn is_held(&self, span: SpanId) -> bool {
+        let word = self.word(span).load(Ordering::Relaxed);
+        matches!(word & STATE, PRESENT | UNVERIFIED)
+    }
+
     /// Number of spans present, checked since start or not.
     pub(crate) fn present(&self) -> usize {
         let held = |word: &&AtomicU32| {
@@ -163,6 +188,25 @@ impl<W> Flights<W> {
         flight.waiters
     }
 
+    /// Takes a span that is in the cache out of use, as if it were on its way: the caller removes it and
+    /// then [`finish`](Self::finish)es it, and looks after who waits. `false` if it is not in the cache.
+    pub(crate) fn recall(&self, span: SpanId) -> bool {
+        let mut flying = self.flying.lock();
+        let word = self.word(span);
+        let now = word.load(Ordering::Acquire);
+        if !matches!(now & STATE, PRESENT | UNVERIFIED) {
+            return false;
+        }
+        let next = (now & !STATE).wrapping_add(GENERATION) | IN_FLIGHT;
+        word.store(next, Ordering::Release);
+        let flight = Flight {
+            ticket: Arc::new(Ticket::new(Lane::Fill)),
+            waiters: Vec::new(),
+        };
+        flying.insert(span, flight);
+        true
+    }
+
     /// Declares a present span absent; `false` if it was not present.
     pub(crate) fn leave(&self, span: SpanId) -> bool {
         let _flying = self.flying.lock();
@@ -179,7 +223,6 @@ impl<W> Flights<W> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::schedule::Lane;
     use super::*;
 
     const A: SpanId = SpanId(0);
@@ -230,6 +273,27 @@ mod tests {
         assert_eq!(fill.lane(), Lane::Demand);
         flights.join(A, None, &ticket(Lane::Fill));
         assert_eq!(fill.lane(), Lane::Demand, "never slowed down");
+    }
+
+    #[test]
+    fn a_recalled_span_is_nobodys_until_it_is_finished_and_ends_a_sighting() {
+        let flights = Flights::new(&[true, false]);
+        assert!(!flights.recall(SpanId(1)), "it is not there");
+        flights.join(SpanId(1), None, &ticket(Lane::Demand));
+        assert!(!flights.recall(SpanId(1)), "it is on its way");
+        flights.finish(SpanId(1), true);
+        let only = SpanId(1)..SpanId(2);
+        let seen = flights.sight(only.clone());
+        assert!(flights.recall(SpanId(1)));
+        assert!(!flights.recall(SpanId(1)));
+        assert!(flights.sight(only.clone()).is_none());
+        let joined = flights.join(SpanId(1), Some(7), &ticket(Lane::Demand));
+        assert_eq!(joined, Joined::Waiting);
+        assert_eq!(flights.finish(SpanId(1), false), [7]);
+        flights.join(SpanId(1), None, &ticket(Lane::Demand));
+        flights.finish(SpanId(1), true);
+        assert!(!seen.is_some_and(|seen| flights.still(only, &seen)));
+        assert!(flights.recall(A), "claimed, unverified");
     }
 
     #[test]

@@ -8,8 +8,8 @@ use ztoc::SpanId;
 
 /// Sequential readers told apart at a time.
 const STREAMS: usize = 8;
-/// Most spans fetched ahead of a reader.
-const LARGEST: u32 = 8;
+/// Spans that a reader may always have fetched ahead of it, and the most.
+pub(crate) const WINDOW: Range<u32> = 8..64;
 
 /// The sequential readers seen last.
 #[derive(Debug, Default)]
@@ -28,9 +28,13 @@ struct Stream {
 }
 
 impl Streams {
-    /// Notes a read of `spans`; the spans to fetch ahead of it, if it continues a stream. Never
-    /// waits: under contention a read is not noted.
-    pub(crate) fn observe(&self, spans: &Range<SpanId>) -> Option<Range<SpanId>> {
+    /// Notes a read of `spans`; the spans to fetch ahead of it, if it continues a stream: more with
+    /// each step, up to `largest`. Never waits: under contention a read is not noted.
+    pub(crate) fn observe(
+        &self,
+        spans: &Range<SpanId>,
+        largest: impl FnOnce() -> u32,
+    ) -> Option<Range<SpanId>> {
         let last = SpanId(spans.end.0.checked_sub(1)?);
         let mut recent = self.recent.try_lock()?;
         if recent.first().is_some_and(|stream| stream.at == last) {
@@ -56,16 +60,16 @@ impl Streams {
             return None;
         };
         recent[..=known].rotate_right(1);
-        Some(recent[0].advance(last))
+        Some(recent[0].advance(last, largest()))
     }
 }
 
 impl Stream {
-    fn advance(&mut self, last: SpanId) -> Range<SpanId> {
+    fn advance(&mut self, last: SpanId, largest: u32) -> Range<SpanId> {
         self.at = last;
         let start = self.ahead.max(SpanId(last.0 + 1));
         let end = SpanId(last.0.saturating_add(1 + self.window));
-        self.window = (self.window * 2).min(LARGEST);
+        self.window = (self.window * 2).min(largest);
         self.ahead = start.max(end);
         start..self.ahead
     }
@@ -76,7 +80,7 @@ mod tests {
     use super::*;
 
     fn read(streams: &Streams, span: u32) -> Option<Range<u32>> {
-        let ahead = streams.observe(&(SpanId(span)..SpanId(span + 1)))?;
+        let ahead = streams.observe(&(SpanId(span)..SpanId(span + 1)), || 8)?;
         Some(ahead.start.0..ahead.end.0)
     }
 

@@ -18,6 +18,7 @@ use super::Layer;
 use super::counters::LayerCounters;
 use super::engine::{Engine, LayerOptions};
 use super::kept_ztoc::KeptZtoc;
+use super::proof;
 use super::record::Origin;
 use super::source::BlobSource;
 use crate::registry::flight::Flights;
@@ -83,6 +84,16 @@ pub enum LayerError {
         /// The layer.
         layer: Digest,
     },
+    /// The layer is not what the image says, though its spans are what this zTOC says.
+    #[error(
+        "layer {layer} is quarantined: its zTOC {ztoc} describes other bytes than the image names"
+    )]
+    Quarantined {
+        /// The layer.
+        layer: Digest,
+        /// The zTOC.
+        ztoc: Digest,
+    },
     /// The bytes are no zTOC.
     #[error("zTOC {ztoc} of layer {layer}: {source}")]
     Ztoc {
@@ -128,7 +139,7 @@ impl LayerStore {
         Ok(Self {
             shared: Arc::new(Shared {
                 root: root.to_owned(),
-                engine: Arc::new(Engine::start(options, runtime).map_err(failed)?),
+                engine: Arc::new(Engine::start(root, options, runtime).map_err(failed)?),
                 open: Mutex::default(),
                 fresh: Mutex::default(),
                 opening: Flights::new(),
@@ -146,6 +157,9 @@ impl LayerStore {
         let dir = self.shared.dir(layer);
         let ztoc = Origin::read(&dir.join("origin"), layer).ok()?.ztoc();
         dir.join("ztoc").metadata().ok()?;
+        if proof::is_quarantined(&dir) {
+            return None;
+        }
         self.shared.fresh.lock().insert(*layer, Instant::now());
         Some(ztoc)
     }
@@ -226,6 +240,56 @@ impl LayerStore {
         .await;
     }
 
+    /// Learns from `find` what the digest of all of a layer is, uncompressed, unless that is known: it is
+    /// proven once everything is here. Not done where nothing is filled.
+    pub fn expect(
+        &self,
+        layer: Digest,
+        find: impl Future<Output = Option<Digest>> + Send + 'static,
+    ) {
+        if self.shared.engine.filler.is_none() {
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        self.shared.engine.spawn(async move {
+            let dir = shared.dir(&layer);
+            let known = dir.clone();
+            let known = blocking(move || Ok(proof::is_expected(&known))).await;
+            if matches!(known, Ok(true)) {
+                return;
+            }
+            let Some(diff_id) = find.await else { return };
+            let noted = blocking(move || {
+                proof::expect(&dir, &diff_id).map_err(|source| io_error(&dir, source))
+            });
+            if let Err(error) = noted.await {
+                tracing::debug!(%layer, "the layer's diff ID is not kept: {error}");
+            }
+            let open = shared.open.lock().get(&layer).and_then(Weak::upgrade);
+            if let Some(open) = open {
+                open.expect(diff_id);
+            }
+        });
+    }
+
+    /// Has the rest of these layers fetched in the background, in this order, as far as they are open.
+    pub fn fill_up(&self, layers: &[Digest]) {
+        for layer in layers.iter().filter_map(|layer| self.opened(layer)) {
+            layer.fill_up();
+        }
+    }
+
+    /// Plain bytes of all layers on disk.
+    pub fn bytes_cached(&self) -> u64 {
+        self.shared.engine.ledger.used()
+    }
+
+    /// Layers that wait to be filled or are being filled; layers that were turned away as too many waited.
+    pub fn filling(&self) -> (usize, u64) {
+        let filler = self.shared.engine.filler.as_ref();
+        filler.map_or((0, 0), |filler| (filler.waiting(), filler.turned_away()))
+    }
+
     /// The counters of all open layers.
     pub fn counters(&self) -> Vec<(Digest, LayerCounters)> {
         let layers = self.open_layers();
@@ -249,8 +313,12 @@ impl Shared {
 
     fn insert(&self, new: &NewLayer) -> Result<(), LayerError> {
         let dir = self.dir(&new.layer);
-        if Origin::read(&dir.join("origin"), &new.layer).is_ok() {
-            return Ok(());
+        if let Ok(stored) = Origin::read(&dir.join("origin"), &new.layer) {
+            if !proof::is_quarantined(&dir) {
+                return Ok(());
+            }
+            refuse_again(new, stored.ztoc())?;
+            self.remove(&new.layer)?;
         }
         let ztoc = decode(&new.layer, &new.ztoc, &new.bytes)?;
         check(&new.layer, new.size, ztoc.spans())?;
@@ -285,7 +353,9 @@ impl Shared {
     fn remove(&self, layer: &Digest) -> Result<(), LayerError> {
         let dir = self.dir(layer);
         self.open.lock().remove(layer);
-        discard(&self.root, &dir).map_err(|source| io_error(&dir, source))
+        discard(&self.root, &dir).map_err(|source| io_error(&dir, source))?;
+        self.engine.ledger.deleted(layer);
+        Ok(())
     }
 
     fn open(&self, layer: Digest) -> Result<Arc<Layer>, LayerError> {
@@ -294,6 +364,9 @@ impl Shared {
         }
         let dir = self.dir(&layer);
         let (ztoc, kept, bytes) = read_ztoc(&dir, &layer)?;
+        if proof::is_quarantined(&dir) {
+            return Err(LayerError::Quarantined { layer, ztoc });
+        }
         let decoded = Ztoc::decode_lean(&bytes, Arc::new(kept));
         let (toc, spans) = decoded.map_err(|source| no_ztoc(&layer, &ztoc, source))?;
         drop(bytes);
@@ -301,6 +374,7 @@ impl Shared {
         let tree = Arc::new(fuse::LayerTree::new(toc));
         let opened = Layer::open(&dir, layer, &ztoc, spans, tree, Arc::clone(&self.engine))
             .map_err(|source| io_error(&dir, source))?;
+        self.engine.ledger.opened(&opened);
         let mut open = self.open.lock();
         open.retain(|_, layer| layer.strong_count() > 0);
         open.insert(layer, Arc::downgrade(&opened));
@@ -319,10 +393,16 @@ impl Shared {
             let layer = name
                 .to_str()
                 .and_then(|hex| format!("sha256:{hex}").parse().ok());
-            let dead = layer.is_some_and(|layer| !live.contains(&layer) && !self.in_use(&layer));
-            if dead && let Err(error) = discard(&self.root, &entry.path()) {
-                let path = entry.path();
-                tracing::warn!(path = %path.display(), "cannot delete a layer's cache: {error}");
+            let dead = |layer: &Digest| !live.contains(layer) && !self.in_use(layer);
+            let Some(layer) = layer.filter(dead) else {
+                continue;
+            };
+            match discard(&self.root, &entry.path()) {
+                Ok(()) => self.engine.ledger.deleted(&layer),
+                Err(error) => {
+                    let path = entry.path();
+                    tracing::warn!(path = %path.display(), "cannot delete a layer's cache: {error}");
+                }
             }
         }
     }
@@ -349,6 +429,17 @@ fn io_error(path: &Path, source: io::Error) -> LayerError {
         path: path.to_owned(),
         source: Arc::new(source),
     }
+}
+
+/// A quarantined layer may be stored anew by another zTOC.
+fn refuse_again(new: &NewLayer, stored: Digest) -> Result<(), LayerError> {
+    if new.ztoc != stored {
+        return Ok(());
+    }
+    Err(LayerError::Quarantined {
+        layer: new.layer,
+        ztoc: stored,
+    })
 }
 
 fn decode(layer: &Digest, ztoc: &Digest, bytes: &[u8]) -> Result<Ztoc, LayerError> {

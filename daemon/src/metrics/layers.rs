@@ -35,6 +35,9 @@ pub(super) struct Layers {
     served: Bytes,
     fetched: Family<OfDigest, NamedCounter>,
     size: Family<OfDigest, NamedCounter>,
+    cached: Gauge<u64, AtomicU64>,
+    filling: Gauge<u64, AtomicU64>,
+    turned_away: Gauge<u64, AtomicU64>,
     /// Layers that have series anywhere.
     named: Mutex<BTreeSet<Digest>>,
 }
@@ -56,6 +59,25 @@ impl Layers {
             "Compressed size of a layer",
             Family::clone(&self.size),
         );
+        self.register_store(registry);
+    }
+
+    fn register_store(&self, registry: &mut Registry) {
+        registry.register(
+            "layer_cache_bytes",
+            "Plain bytes of layers on disk",
+            self.cached.clone(),
+        );
+        registry.register(
+            "background_fetch_waiting_layers",
+            "Layers that wait to be filled or are being filled",
+            self.filling.clone(),
+        );
+        registry.register(
+            "background_fetch_evicted_layers",
+            "Layers not filled as too many waited",
+            self.turned_away.clone(),
+        );
     }
 
     pub(super) fn watch(&self, store: LayerStore) {
@@ -75,6 +97,10 @@ impl Layers {
         let Some(store) = self.store.get() else {
             return;
         };
+        let (waiting, turned_away) = store.filling();
+        self.filling.set(waiting as u64);
+        self.turned_away.set(turned_away);
+        self.cached.set(store.bytes_cached());
         self.served.clear();
         self.fetched.clear();
         self.size.clear();
@@ -84,6 +110,12 @@ impl Layers {
             metrics.set(Counted::Read, &digest, numbers.hits + numbers.misses);
             metrics.set(Counted::RegistryFetch, &digest, numbers.requests);
             metrics.set(Counted::ReadFailure, &digest, numbers.failed_reads);
+            metrics.set(Counted::BackgroundSpan, &digest, numbers.spans_filled);
+            metrics.set(
+                Counted::BackgroundSpanFailure,
+                &digest,
+                numbers.failed_fills,
+            );
             let served = Served {
                 operation_type: "synchronous_bytes_served",
                 layer: digest.to_string(),

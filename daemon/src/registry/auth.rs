@@ -23,6 +23,9 @@ use super::hosts::Endpoint;
 mod challenge;
 mod token;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use challenge::probe;
+
 use challenge::Challenge;
 use token::TokenRequest;
 

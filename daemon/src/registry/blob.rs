@@ -27,6 +27,9 @@ use crate::layer::{BlobSource, FetchError};
 
 mod range;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use range::probe;
+
 pub(super) use range::check_encoding;
 
 /// Statuses by which an object store says that a URL has run out or its object has moved.

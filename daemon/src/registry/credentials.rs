@@ -10,6 +10,8 @@ mod image_pattern;
 mod kubelet;
 
 pub use docker_config::DockerConfig;
+#[cfg(any(test, fuzzing))]
+pub(crate) use docker_config::probe;
 pub use kubelet::KubeletProviders;
 
 /// What a registry is shown. `Debug` hides the secret.

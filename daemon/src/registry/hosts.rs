@@ -17,6 +17,8 @@ mod file;
 
 pub(crate) use endpoint::Endpoint;
 use file::HostsFile;
+#[cfg(any(test, fuzzing))]
+pub(crate) use file::probe;
 
 const REMEMBERED_HOSTS: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 /// After this long a `hosts.toml` is looked at again.

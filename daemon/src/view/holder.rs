@@ -83,7 +83,9 @@ fn answer(
     match (request.split_once(' '), descriptor) {
         (Some(("keep", name)), Some(descriptor)) => {
             if name.len() > LONGEST_NAME || descriptors.len() >= MOST {
-                return Err(io::Error::other("the name is too long, or too many are kept"));
+                return Err(io::Error::other(
+                    "the name is too long, or too many are kept",
+                ));
             }
             descriptors.insert(name.to_owned(), descriptor);
         }

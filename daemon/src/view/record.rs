@@ -128,6 +128,15 @@ impl ViewRecord {
     }
 }
 
+/// For [`crate::hostile`]: some file.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn probe(bytes: &[u8]) {
+    if let Ok(record) = ViewRecord::parse(bytes) {
+        assert_eq!(record.version, VERSION);
+        let _ = (record.offer(), record.layers());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -183,8 +192,18 @@ mod tests {
             assert!(matches!(error, RecordError::Damaged(_)), "{text}: {error}");
         }
         let none = FIRST.replace(r#""image": "registry.test/name:tag""#, r#""image": """#);
-        assert!(ViewRecord::parse(none.as_bytes()).unwrap().layers().is_err());
+        assert!(
+            ViewRecord::parse(none.as_bytes())
+                .unwrap()
+                .layers()
+                .is_err()
+        );
         let offer = FIRST.replace("7 2d", "7 x");
-        assert!(ViewRecord::parse(offer.as_bytes()).unwrap().offer().is_err());
+        assert!(
+            ViewRecord::parse(offer.as_bytes())
+                .unwrap()
+                .offer()
+                .is_err()
+        );
     }
 }

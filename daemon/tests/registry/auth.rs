@@ -1,7 +1,11 @@
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::sync::Arc;
 
-use daemon::registry::{DockerConfig, FixedCredentials, Problem, RegistryConfig, media_type};
+use daemon::registry::{
+    CredentialProvider as _, CredentialQuery, DockerConfig, FixedCredentials, KubeletProviders,
+    Problem, RegistryConfig, media_type,
+};
 use integration::registry::{Auth, ScriptedRegistry};
 
 use super::{client, image, pattern, quick};
@@ -207,4 +211,92 @@ async fn a_credential_helper_is_asked_by_its_protocol() {
         .resolve(&image(&registry, "a/b:v1"))
         .await
         .unwrap();
+}
+
+/// A credential provider that logs each of its runs and answers with `auth`, kept for `kept`.
+fn kubelet(dir: &Path, matched: &str, kept: &str, auth: &str) -> Arc<KubeletProviders> {
+    let (program, log) = (dir.join("scripted-provider"), dir.join("runs"));
+    let script = format!(
+        "#!/bin/sh\nread -r request\necho \"$1 $FROM_CONFIG $request\" >>{}\necho '{}'\n",
+        log.display(),
+        format_args!(
+            r#"{{"kind":"CredentialProviderResponse","apiVersion":"credentialprovider.kubelet.k8s.io/v1","cacheKeyType":"Registry","cacheDuration":"{kept}","auth":{auth}}}"#
+        ),
+    );
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let config = dir.join("providers.json");
+    let text = serde_json::json!({
+        "apiVersion": "kubelet.config.k8s.io/v1",
+        "kind": "CredentialProviderConfig",
+        "providers": [
+            {"name": "not-matched", "matchImages": ["*.example"], "defaultCacheDuration": "1h",
+             "apiVersion": "credentialprovider.kubelet.k8s.io/v1"},
+            {"name": "scripted-provider", "matchImages": [matched], "defaultCacheDuration": "1h",
+             "apiVersion": "credentialprovider.kubelet.k8s.io/v1", "args": ["get"],
+             "env": [{"name": "FROM_CONFIG", "value": "yes"}]},
+        ],
+    });
+    std::fs::write(&config, text.to_string()).unwrap();
+    Arc::new(KubeletProviders::new(config, dir.to_owned()))
+}
+
+fn query<'a>(host: &'a str, repository: &'a str) -> CredentialQuery<'a> {
+    CredentialQuery {
+        host,
+        repository,
+        mirror: false,
+    }
+}
+
+#[tokio::test]
+async fn a_credential_provider_of_the_kubelet_is_asked_by_its_protocol() {
+    let registry = with_manifest(basic()).await;
+    let host = registry.host();
+    let dir = tempfile::tempdir().unwrap();
+    let auth = format!(
+        r#"{{"*":{{"username":"x","password":"y"}},"{host}/a":{{"username":"u","password":"p:w"}}}}"#
+    );
+    let provider = kubelet(dir.path(), &host, "1h", &auth);
+    let config = RegistryConfig {
+        credentials: vec![Arc::clone(&provider) as _],
+        ..quick()
+    };
+    client(config)
+        .resolve(&image(&registry, "a/b:v1"))
+        .await
+        .unwrap();
+    let runs = std::fs::read_to_string(dir.path().join("runs")).unwrap();
+    let request: serde_json::Value =
+        serde_json::from_str(runs.strip_prefix("get yes ").unwrap()).unwrap();
+    assert_eq!(request["kind"], "CredentialProviderRequest");
+    assert_eq!(request["image"], format!("{host}/a/b"));
+    // Kept for the registry: another repository needs no other run.
+    provider.credentials(query(&host, "a/c")).await.unwrap();
+    let again = std::fs::read_to_string(dir.path().join("runs")).unwrap();
+    assert_eq!(again, runs);
+    // Nobody is asked for what nobody matches.
+    let none = provider.credentials(query("other.test", "a")).await;
+    assert_eq!(none.unwrap(), None);
+}
+
+#[tokio::test]
+async fn what_a_credential_provider_does_not_want_to_be_kept_is_asked_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let auth = r#"{"*.test":{"username":"u","password":"secret-word"}}"#;
+    let provider = kubelet(dir.path(), "*.test", "0s", auth);
+    for _ in 0..2 {
+        let known = provider.credentials(query("reg.test", "a")).await.unwrap();
+        assert!(known.is_some());
+    }
+    let runs = std::fs::read_to_string(dir.path().join("runs")).unwrap();
+    assert_eq!(runs.lines().count(), 2);
+    let program = dir.path().join("scripted-provider");
+    std::fs::write(&program, "#!/bin/sh\necho 'secret-word {'\n").unwrap();
+    let failed = provider.credentials(query("reg.test", "a")).await;
+    let failed = failed.unwrap_err().to_string();
+    assert!(
+        failed.contains("scripted-provider") && !failed.contains("secret-word"),
+        "{failed}"
+    );
 }

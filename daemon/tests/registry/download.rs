@@ -1,5 +1,13 @@
-use daemon::registry::Problem;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use daemon::registry::{Mirror, Problem, Reference, Registry, Share};
+use futures::{StreamExt as _, TryStreamExt as _};
 use integration::registry::{Fault, Match, ScriptedRegistry};
+use tokio::sync::Semaphore;
+use ztoc::Digest;
 
 use super::{client, image, pattern, quick};
 
@@ -101,4 +109,134 @@ async fn small_blobs_follow_redirects() {
         .fetch(&image(&registry, "a"), &digest.parse().unwrap(), 1000)
         .await;
     assert_eq!(fetched.unwrap(), bytes);
+}
+
+fn share(chunk: u64, permits: usize) -> Share {
+    Share {
+        chunk: Some(chunk),
+        permits: vec![Arc::new(Semaphore::new(permits))],
+        ahead: 4,
+    }
+}
+
+async fn in_ranges(
+    client: &Registry,
+    image: &Reference,
+    blob: &[u8],
+    share: Share,
+) -> std::io::Result<Vec<u8>> {
+    let digest = Digest::of(blob);
+    let download = client.download_in_ranges(image, &digest, Some(blob.len() as u64), share);
+    let parts: Vec<Bytes> = download.try_collect().await?;
+    Ok(parts.concat())
+}
+
+#[tokio::test]
+async fn a_blob_comes_in_ranges_and_in_order_whatever_happens_to_them() {
+    for fault in [
+        None,
+        Some(Fault::Short(100)),
+        Some(Fault::Reset),
+        Some(Fault::status(503)),
+        Some(Fault::StallBody(1000)),
+        Some(Fault::Multipart),
+        Some(Fault::NoContentType),
+    ] {
+        let registry = ScriptedRegistry::start().await.unwrap();
+        let blob = pattern(100_001);
+        registry.put_blob("a", blob.clone());
+        if let Some(fault) = fault.clone() {
+            registry.script(Match::path("/blobs/").turns(1..3), fault);
+        }
+        let (client, image) = (client(quick()), image(&registry, "a"));
+        let came = in_ranges(&client, &image, &blob, share(10_000, 3)).await;
+        assert!(came.unwrap() == blob, "{fault:?}");
+        let ranges: BTreeSet<_> = registry
+            .requests()
+            .into_iter()
+            .filter_map(|request| request.range)
+            .collect();
+        assert_eq!(ranges.len(), 11, "{ranges:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_ignores_ranges_is_asked_for_the_rest_in_one_piece() {
+    let registry = ScriptedRegistry::start().await.unwrap();
+    let blob = pattern(100_001);
+    registry.put_blob("a", blob.clone());
+    registry.script(Match::path("/blobs/"), Fault::Whole);
+    let (client, image) = (client(quick()), image(&registry, "a"));
+    let came = in_ranges(&client, &image, &blob, share(1000, 3)).await;
+    assert!(came.unwrap() == blob);
+    assert!(registry.count("GET", "/blobs/") <= 5);
+}
+
+#[tokio::test]
+async fn no_more_is_asked_for_than_there_are_permits_until_what_came_is_given_back() {
+    let registry = ScriptedRegistry::start().await.unwrap();
+    let blob = pattern(100_000);
+    let digest = registry.put_blob("a", blob.clone()).parse().unwrap();
+    let (client, image) = (client(quick()), image(&registry, "a"));
+    let share = share(10_000, 3);
+    let permits = Arc::clone(&share.permits[0]);
+    let download = client.download_in_ranges(&image, &digest, Some(100_000), share);
+    let mut download = std::pin::pin!(download);
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(download.next().await.unwrap().unwrap());
+    }
+    let fourth = tokio::time::timeout(Duration::from_millis(200), download.next()).await;
+    assert!(fourth.is_err());
+    assert_eq!(
+        (
+            registry.count("GET", "/blobs/"),
+            permits.available_permits()
+        ),
+        (3, 0)
+    );
+    held.remove(0);
+    assert_eq!(
+        download.next().await.unwrap().unwrap(),
+        blob[30_000..40_000]
+    );
+    drop(held);
+    assert!(permits.available_permits() >= 2);
+}
+
+#[tokio::test]
+async fn a_blob_of_unknown_size_comes_in_one_piece() {
+    let registry = ScriptedRegistry::start().await.unwrap();
+    let blob = pattern(100_001);
+    let digest = registry.put_blob("a", blob.clone()).parse().unwrap();
+    let (client, image) = (client(quick()), image(&registry, "a"));
+    let download = client.download_in_ranges(&image, &digest, None, share(1000, 3));
+    let parts: Vec<Bytes> = download.try_collect().await.unwrap();
+    assert!(parts.concat() == blob);
+    assert_eq!(registry.count("GET", "/blobs/"), 1);
+}
+
+#[tokio::test]
+async fn each_range_fails_over_to_the_next_host() {
+    let (mirror, origin) = (
+        ScriptedRegistry::start().await.unwrap(),
+        ScriptedRegistry::start().await.unwrap(),
+    );
+    let blob = pattern(100_000);
+    for registry in [&mirror, &origin] {
+        registry.put_blob("a", blob.clone());
+    }
+    // The mirror has the beginning only, as a cache that is being filled.
+    mirror.script(Match::path("/blobs/").turns(4..100), Fault::status(404));
+    let mut config = quick();
+    let listed = Mirror {
+        host: format!("http://{}", mirror.host()),
+        insecure: true,
+        request_timeout: None,
+    };
+    config.mirrors.insert(origin.host(), vec![listed]);
+    let client = client(config);
+    let came = in_ranges(&client, &image(&origin, "a"), &blob, share(10_000, 2)).await;
+    assert!(came.unwrap() == blob);
+    assert_eq!(origin.count("GET", "/blobs/"), 6);
 }

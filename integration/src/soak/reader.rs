@@ -65,7 +65,7 @@ pub fn read(pairs: Vec<Pair>, seed: u64) -> Result<Tally> {
             let mut tally = Tally::default();
             while !stop.load(Ordering::Relaxed) {
                 let files = [("data", &data[..]), ("bin/busybox", &program[..])];
-                let (name, original) = files[usize::from(next(&mut random) % 4 == 0)];
+                let (name, original) = files[usize::from(next(&mut random).is_multiple_of(4))];
                 let start = Instant::now();
                 let read = one(&pair.read, name, original, &sum, &mut random);
                 tally.note(&pair.read.join(name), &read, start.elapsed());
@@ -79,7 +79,9 @@ pub fn read(pairs: Vec<Pair>, seed: u64) -> Result<Tally> {
     stop.store(true, Ordering::Relaxed);
     let mut all = Tally::default();
     for thread in threads {
-        let tally = thread.join().map_err(|_| anyhow::anyhow!("a reader panicked"))?;
+        let tally = thread
+            .join()
+            .map_err(|_| anyhow::anyhow!("a reader panicked"))?;
         all.reads += tally.reads;
         all.failed += tally.failed;
         all.wrong += tally.wrong;
@@ -91,7 +93,9 @@ pub fn read(pairs: Vec<Pair>, seed: u64) -> Result<Tally> {
 impl Tally {
     fn note(&mut self, path: &Path, read: &io::Result<bool>, took: Duration) {
         self.reads += 1;
-        self.slowest_ms = self.slowest_ms.max(took.as_millis().try_into().unwrap_or(u64::MAX));
+        self.slowest_ms = self
+            .slowest_ms
+            .max(took.as_millis().try_into().unwrap_or(u64::MAX));
         match read {
             Ok(true) => {}
             Ok(false) => {
@@ -107,13 +111,7 @@ impl Tally {
 }
 
 /// Reads a part of a file in some way; whether the bytes are right.
-fn one(
-    root: &Path,
-    name: &str,
-    original: &[u8],
-    sum: &str,
-    random: &mut u64,
-) -> io::Result<bool> {
+fn one(root: &Path, name: &str, original: &[u8], sum: &str, random: &mut u64) -> io::Result<bool> {
     let path = root.join(name);
     let mut pick = |below: usize| usize::try_from(next(random) % (below as u64 + 1)).unwrap_or(0);
     let start = pick(original.len() / BLOCK - 1) * BLOCK;
@@ -126,7 +124,11 @@ fn one(
     if way == 1 {
         return list(root);
     }
-    let direct = if way < 5 { OFlag::O_DIRECT } else { OFlag::empty() };
+    let direct = if way < 5 {
+        OFlag::O_DIRECT
+    } else {
+        OFlag::empty()
+    };
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(direct.bits())

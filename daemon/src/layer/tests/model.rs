@@ -9,6 +9,8 @@ enum Step {
     Faults(Vec<Option<Fault>>),
     Ahead { first: u32, spans: u32 },
     Flip { file: &'static str, position: u64 },
+    Evict { span: u32, spans: u32 },
+    FillUp,
     Restart,
 }
 
@@ -29,6 +31,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => prop::collection::vec(fault(), 1..4).prop_map(Step::Faults),
         1 => (0..16_u32, 0..6_u32).prop_map(|(first, spans)| Step::Ahead { first, spans }),
         1 => (file, any::<u64>()).prop_map(|(file, position)| Step::Flip { file, position }),
+        2 => (0..16_u32, 1..9_u32).prop_map(|(span, spans)| Step::Evict { span, spans }),
+        1 => Just(Step::FillUp),
         1 => Just(Step::Restart),
     ]
 }
@@ -73,6 +77,12 @@ async fn apply(node: Node, step: Step, scripted: bool) -> Node {
             node.layer
                 .request(SpanId(first)..SpanId(first + spans), Lane::Readahead);
         }
+        Step::Evict { span, spans } => {
+            for id in span..(span + spans).min(node.layer.spans().count()) {
+                node.layer.evict(SpanId(id));
+            }
+        }
+        Step::FillUp => node.layer.fill_up(),
         Step::Flip { file, position } => {
             // What was verified since the start is trusted: damage comes with a restart.
             let node = node.restart().await;
@@ -89,6 +99,7 @@ async fn walk(steps: Vec<Step>, packed: Packed) {
     let options = LayerOptions {
         readahead: true,
         verification_retries: 1,
+        cache_limit: Some(2 << 20),
         ..options()
     };
     let mut node = Node::with(packed, options).await;

@@ -84,6 +84,19 @@ pub(super) fn merged_scopes(ours: &Scope, asked: Option<&str>) -> Vec<String> {
     scopes
 }
 
+/// For [`crate::hostile`]: some header.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn probe(header: &str) {
+    let mut headers = HeaderMap::new();
+    if let Ok(value) = header.parse() {
+        headers.append(WWW_AUTHENTICATE, value);
+    }
+    if let Some(Challenge::Bearer { realm, scope, .. }) = Challenge::from_headers(&headers) {
+        assert!(matches!(realm.scheme(), "http" | "https"));
+        assert!(scope.is_none_or(|scope| scope.len() <= MAX_LENGTH));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

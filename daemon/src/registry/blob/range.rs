@@ -217,6 +217,20 @@ fn find(body: &[u8], needle: &[u8], from: usize) -> Option<usize> {
         .map(|at| from + at)
 }
 
+/// For [`crate::hostile`]: a multipart body with `boundary`, of which some range is wanted.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn probe(content_type: &str, range: &str, body: &Bytes, wanted: Range<u64>) {
+    let size = wanted.end.saturating_add(7);
+    if let Ok(parsed) = ContentRange::parse(range) {
+        assert!(parsed.range.start < parsed.range.end);
+        let _ = parsed.covering(&wanted, size);
+    }
+    let boundary = boundary(content_type).unwrap_or_else(|| "b".to_owned());
+    if let Ok(bytes) = part(body, &boundary, &wanted, size) {
+        assert_eq!(bytes.len() as u64, wanted.end - wanted.start);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

@@ -148,6 +148,16 @@ impl File {
     }
 }
 
+/// For [`crate::hostile`]: some file, asked for some host.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn probe(bytes: &[u8], host: &str) {
+    if let Ok(file) = serde_json::from_slice::<File>(bytes) {
+        let host = hostname(host);
+        let _ = file.helper(host).map(|_| server_key(host));
+        let _ = file.auth(host).map(Auth::credentials);
+    }
+}
+
 impl Auth {
     fn credentials(&self) -> Result<Option<Credentials>, &'static str> {
         if !self.identitytoken.is_empty() {

@@ -199,6 +199,24 @@ impl HostsFile {
     }
 }
 
+/// For [`crate::hostile`]: some file, up to where certificates would be read.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn probe(text: &str) {
+    let file = HostsFile {
+        path: PathBuf::from("/hosts.toml"),
+        text: text.to_owned(),
+    };
+    let listing = file.parse::<Listing>();
+    let hosts = listing.iter().flat_map(|listing| listing.host.values());
+    let own = file.parse::<Settings>();
+    for settings in hosts.map(Spanned::get_ref).chain(&own) {
+        let _ = settings.capabilities();
+        let _ = settings.tls(Path::new("/certs"));
+        // A header with a secret must not be in the message.
+        let _ = file.headers(settings).map_err(|problem| problem.to_string());
+    }
+}
+
 impl Settings {
     fn capabilities(&self) -> Capabilities {
         let Some(names) = &self.capabilities else {

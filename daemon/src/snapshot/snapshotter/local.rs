@@ -123,7 +123,10 @@ impl Local {
     /// See [`super::Snapshotter::restore`].
     pub(super) fn restore(&self, images: &dyn Images) -> Result<(), SnapshotError> {
         let (mut held, mut unmounted) = (0, 0);
-        for Entry { key, record } in self.store.list(|entry| entry.record.kind != Kind::Committed)? {
+        for Entry { key, record } in self
+            .store
+            .list(|entry| entry.record.kind != Kind::Committed)?
+        {
             match self.views_of(&record, images) {
                 Ok(Some(views)) => {
                     held += views.len();

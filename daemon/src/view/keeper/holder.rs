@@ -1,10 +1,11 @@
 //! The daemon's side of the holder process.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -203,6 +204,7 @@ impl Shared {
         }
         let listening = packet_socket()?;
         bind(listening.as_raw_fd(), &self.address()?)?;
+        fs::set_permissions(self.root.join(SOCKET), Permissions::from_mode(0o600))?;
         listen(&listening, Backlog::new(16)?)?;
         // This program, even if its file was replaced by an upgrade.
         let holder = Command::new("/proc/self/exe")

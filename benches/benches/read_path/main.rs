@@ -1,0 +1,251 @@
+//! Reads through a mounted view against the same files on the disk, in the same run.
+//!
+//! Both lie under an overlay, as a container sees them. Everything is printed as a ratio of speeds: 1.00 is as
+//! fast as the disk's own file system, 2.00 twice as fast. "cold" is data not in the page cache, on the disk in
+//! both cases; "first" is names never asked for since the mount; "fetched" has nothing local at all, with a registry in memory; against
+//! inflating the same bytes with the common decoder. "everything" is read through a line of limited bandwidth
+//! and with delay, against the time the compressed bytes need on it.
+
+#![allow(missing_docs, reason = "a program")]
+
+mod map;
+mod overlay;
+mod served;
+mod tree;
+mod work;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use crate::overlay::Overlay;
+use crate::served::{Line, Packed, Served};
+use crate::tree::Tree;
+use crate::work::Work;
+
+/// Rounds of each measurement; the median ratio counts.
+const ROUNDS: usize = 5;
+
+/// What the last line shows, and of which measurement.
+const SUMMARY: [(&str, &str); 11] = [
+    ("seq_cold", "sequential, cold, 1 job"),
+    ("seq_warm", "sequential, warm, 1 job"),
+    ("rand4k_cold", "random 4 KiB, cold, 1 job"),
+    ("mmap_cold", "page faults, cold, 1 job"),
+    ("find_first", "find with stat, first"),
+    ("find_warm", "find with stat, again"),
+    ("stat_warm", "stat at random, again"),
+    ("seq_fetched", "sequential, fetched"),
+    ("all_200m_80ms", "everything, 200 Mbit/s, 80 ms"),
+    ("all_1g_20ms", "everything, 1000 Mbit/s, 20 ms"),
+    ("all_1g_80ms", "everything, 1000 Mbit/s, 80 ms"),
+];
+
+/// Where the same tree is seen, and where its bytes lie.
+struct Side {
+    root: PathBuf,
+    /// Files whose pages must go as well when a file is to be cold.
+    below: Option<PathBuf>,
+}
+
+fn main() -> Result<()> {
+    let base =
+        std::env::var_os("SPANSHOT_BENCH_DIR").map_or_else(|| "/var/tmp".into(), PathBuf::from);
+    let place = tempfile::Builder::new()
+        .prefix("read-path-")
+        .tempdir_in(&base)
+        .with_context(|| format!("cannot work in {}", base.display()))?;
+    let tree = Tree::make(&place.path().join("native"))?;
+    let packed = Packed::of(&tree)?;
+    let mut ratios = BTreeMap::new();
+    fetched(&packed, &tree, place.path(), &mut ratios)?;
+    lines(&packed, &tree, place.path(), &mut ratios)?;
+    let served = Served::start(&packed, place.path(), "local", Line::default())?;
+    served.fetch_all()?;
+    names(&served, &tree, place.path(), &mut ratios)?;
+    let before = served.requests();
+    let native = Overlay::over(&tree.root, place.path(), "native-data")?;
+    let ours = Overlay::over(served.path(), place.path(), "ours-data")?;
+    let sides = [
+        Side {
+            root: native.path().to_owned(),
+            below: None,
+        },
+        Side {
+            root: ours.path().to_owned(),
+            below: Some(served.data()),
+        },
+    ];
+    data(&sides, &tree, &mut ratios)?;
+    println!(
+        "\nFUSE requests for all data workloads: {}",
+        served.requests() - before
+    );
+    println!("The layer: {:?}", served.layer.counters());
+    let summary = SUMMARY.iter().map(|(key, name)| {
+        format!(
+            "{key}={:.2}",
+            ratios.get(*name).copied().unwrap_or_default()
+        )
+    });
+    println!("\nread_path: {}", summary.collect::<Vec<_>>().join(" "));
+    Ok(())
+}
+
+/// One reader of a file of which nothing is here, against unpacking it with the common decoder.
+fn fetched(
+    packed: &Packed,
+    tree: &Tree,
+    place: &Path,
+    ratios: &mut BTreeMap<String, f64>,
+) -> Result<()> {
+    let mut pairs = Vec::new();
+    for round in 0..3 {
+        let native = packed.gunzip()?;
+        let served = Served::start(packed, place, &format!("cold-{round}"), Line::default())?;
+        let ours = Work::Sequential.run(served.path(), tree, 1)?;
+        // The whole layer took so long to unpack; the file is a part of it.
+        let part = native.mul_f64(tree.large_share());
+        pairs.push((part, ours));
+        if round == 0 {
+            let counters = served.layer.counters();
+            println!(
+                "fetched: {} registry requests, {} of {} compressed bytes for {:.0} % of the plain bytes, {} spans decoded\n",
+                counters.requests,
+                counters.bytes_fetched,
+                packed.blob.len(),
+                tree.large_share() * 100.0,
+                counters.spans_decoded
+            );
+        }
+    }
+    println!("| workload | native | ours | speed, ours to native |\n|---|---|---|---|");
+    report("sequential, fetched", pairs, ratios);
+    Ok(())
+}
+
+/// Everything read by one reader as soon as the view is mounted, against the time that the compressed bytes
+/// need on the line: no pull can end before.
+fn lines(
+    packed: &Packed,
+    tree: &Tree,
+    place: &Path,
+    ratios: &mut BTreeMap<String, f64>,
+) -> Result<()> {
+    for (megabits, millis) in [(200, 5), (200, 80), (1000, 5), (1000, 20), (1000, 80)] {
+        let line = Line {
+            rate: megabits * 125_000,
+            delay: Duration::from_millis(millis),
+        };
+        let alone = line.delay + line.time(packed.blob.len() as u64);
+        let served = Served::start(packed, place, &format!("line-{megabits}-{millis}"), line)?;
+        served.layer.fill_up();
+        let ours = Work::Everything.run(served.path(), tree, 1)?;
+        let name = format!("everything, {megabits} Mbit/s, {millis} ms");
+        report(&name, vec![(alone, ours)], ratios);
+        let counters = served.layer.counters();
+        anyhow::ensure!(counters.failed_reads == 0, "reads failed: {counters:?}");
+    }
+    Ok(())
+}
+
+/// Look-ups and attributes, on fresh mounts and again.
+fn names(
+    served: &Served,
+    tree: &Tree,
+    place: &Path,
+    ratios: &mut BTreeMap<String, f64>,
+) -> Result<()> {
+    let kinds = [Work::Find, Work::Stat, Work::Open];
+    let mut all: BTreeMap<String, Vec<(Duration, Duration)>> = BTreeMap::new();
+    for round in 0..ROUNDS {
+        let view = served.mount_again(place, &format!("view-{round}"))?;
+        work::forget_names()?;
+        let native = Overlay::over(&tree.root, place, &format!("native-{round}"))?;
+        let ours = Overlay::over(view.mountpoint(), place, &format!("ours-{round}"))?;
+        for kind in kinds {
+            let name = kind.name();
+            let first = (
+                kind.run(native.path(), tree, 1)?,
+                kind.run(ours.path(), tree, 1)?,
+            );
+            if matches!(kind, Work::Find) {
+                all.entry(format!("{name}, first")).or_default().push(first);
+            }
+            let again = (
+                kind.run(native.path(), tree, 1)?,
+                kind.run(ours.path(), tree, 1)?,
+            );
+            all.entry(format!("{name}, again")).or_default().push(again);
+        }
+    }
+    for (name, pairs) in all {
+        report(&name, pairs, ratios);
+    }
+    Ok(())
+}
+
+/// File data, by one, four and sixteen readers.
+fn data(sides: &[Side; 2], tree: &Tree, ratios: &mut BTreeMap<String, f64>) -> Result<()> {
+    let kinds = [
+        Work::Sequential,
+        Work::Random(4 << 10),
+        Work::Random(128 << 10),
+        Work::Faults,
+    ];
+    for kind in kinds {
+        for jobs in [1, 4, 16] {
+            let (mut cold, mut warm) = (Vec::new(), Vec::new());
+            for _ in 0..ROUNDS {
+                let mut times = Vec::new();
+                for side in sides {
+                    let large = side.root.join(tree::LARGE);
+                    work::forget_data(&large)?;
+                    if let Some(below) = &side.below {
+                        work::forget_data(below)?;
+                    }
+                    times.push(kind.run(&side.root, tree, jobs)?);
+                    // What the first run did not touch is there as well from now on.
+                    Work::Sequential.run(&side.root, tree, 1)?;
+                    times.push(kind.run(&side.root, tree, jobs)?);
+                }
+                cold.push((times[0], times[2]));
+                warm.push((times[1], times[3]));
+            }
+            let plural = if jobs == 1 { "" } else { "s" };
+            let name = |state: &str| format!("{}, {state}, {jobs} job{plural}", kind.name());
+            report(&name("cold"), cold, ratios);
+            report(&name("warm"), warm, ratios);
+        }
+    }
+    Ok(())
+}
+
+/// Prints the median of what native and ours took, and the median of their ratios.
+fn report(name: &str, pairs: Vec<(Duration, Duration)>, ratios: &mut BTreeMap<String, f64>) {
+    let median = |mut values: Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied().unwrap_or_default()
+    };
+    let native = median(
+        pairs
+            .iter()
+            .map(|(native, _)| native.as_secs_f64())
+            .collect(),
+    );
+    let ours = median(pairs.iter().map(|(_, ours)| ours.as_secs_f64()).collect());
+    let ratio = median(
+        pairs
+            .iter()
+            .map(|(native, ours)| native.as_secs_f64() / ours.as_secs_f64())
+            .collect(),
+    );
+    println!(
+        "| {name} | {:.1} ms | {:.1} ms | {ratio:.2} |",
+        native * 1e3,
+        ours * 1e3
+    );
+    ratios.insert(name.to_owned(), ratio);
+}

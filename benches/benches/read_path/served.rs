@@ -1,0 +1,186 @@
+//! The tree as a layer that the daemon's parts serve, with a registry in memory.
+
+use std::fs;
+use std::io::Read as _;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use async_trait::async_trait;
+use bytes::Bytes;
+use daemon::layer::{BlobSource, FetchError, Lane, Layer, LayerOptions, LayerStore, NewLayer};
+use fuse::{MountOptions, Operation, Session, View};
+use ztoc::builder::{BuildOptions, build};
+use ztoc::{CompressedOffset, Compression, Digest, SpanId, SpanSize};
+
+use crate::tree::Tree;
+
+/// The tree as an image has it.
+pub(crate) struct Packed {
+    pub(crate) blob: Bytes,
+    ztoc: Bytes,
+    digest: Digest,
+}
+
+/// A view of it, mounted.
+pub(crate) struct Served {
+    session: Session,
+    pub(crate) layer: Arc<Layer>,
+    _store: LayerStore,
+    root: PathBuf,
+    _runtime: tokio::runtime::Runtime,
+}
+
+/// A registry at the end of a line: answers share its bandwidth one after another.
+struct Registry {
+    blob: Bytes,
+    line: Line,
+    free: Mutex<Instant>,
+}
+
+/// What lies between a node and its registry.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Line {
+    /// Bytes a second; zero: no limit.
+    pub(crate) rate: u64,
+    /// From a request to the first byte of its answer.
+    pub(crate) delay: Duration,
+}
+
+impl Line {
+    /// How long `bytes` take by themselves.
+    pub(crate) fn time(self, bytes: u64) -> Duration {
+        let nanos = (u128::from(bytes) * 1_000_000_000).checked_div(u128::from(self.rate));
+        Duration::from_nanos(
+            nanos
+                .and_then(|nanos| u64::try_from(nanos).ok())
+                .unwrap_or(0),
+        )
+    }
+}
+
+#[async_trait]
+impl BlobSource for Registry {
+    async fn fetch(&self, range: Range<CompressedOffset>) -> Result<Bytes, FetchError> {
+        let at = |offset: CompressedOffset| usize::try_from(offset.0).unwrap_or(usize::MAX);
+        let bytes = self.blob.slice(at(range.start)..at(range.end));
+        let end = {
+            let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+            *free =
+                (*free).max(Instant::now() + self.line.delay) + self.line.time(bytes.len() as u64);
+            *free
+        };
+        tokio::time::sleep_until(end.into()).await;
+        Ok(bytes)
+    }
+}
+
+impl Packed {
+    pub(crate) fn of(tree: &Tree) -> Result<Self> {
+        let gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
+        let mut tar = tar::Builder::new(gzip);
+        tar.append_dir_all("", &tree.root)?;
+        let blob = tar.into_inner()?.finish()?;
+        let options = BuildOptions {
+            span_size: SpanSize::new(4 << 20).context("no span size")?,
+            build_tool: String::from("bench"),
+        };
+        let built = build(Compression::Gzip, &*blob, &options)?;
+        Ok(Self {
+            ztoc: built.ztoc.encode().into(),
+            digest: built.layer_digest,
+            blob: blob.into(),
+        })
+    }
+
+    /// How long it takes to inflate all of it, from its first byte to its last, with the common decoder.
+    pub(crate) fn gunzip(&self) -> Result<Duration> {
+        let start = Instant::now();
+        let mut plain = flate2::read::GzDecoder::new(&*self.blob);
+        let mut buffer = vec![0; 1 << 20];
+        while plain.read(&mut buffer)? > 0 {}
+        Ok(start.elapsed())
+    }
+}
+
+impl Served {
+    /// Serves the layer from the end of `line`, with nothing local and nothing filled.
+    pub(crate) fn start(packed: &Packed, place: &Path, name: &str, line: Line) -> Result<Self> {
+        let runtime = tokio::runtime::Runtime::new()?;
+        let root = place.join(format!("{name}-root"));
+        let store = LayerStore::start(&root, LayerOptions::default(), runtime.handle().clone())?;
+        let layer = runtime.block_on(async {
+            let new = NewLayer {
+                layer: packed.digest,
+                size: Some(packed.blob.len() as u64),
+                ztoc: Digest::of(&packed.ztoc),
+                bytes: packed.ztoc.clone(),
+                image: String::from("bench"),
+            };
+            store.insert(new).await?;
+            let source = Arc::new(Registry {
+                blob: packed.blob.clone(),
+                line,
+                free: Mutex::new(Instant::now()),
+            });
+            store
+                .open(&packed.digest, String::from("bench"), |_| source)
+                .await
+        })?;
+        let session = mount(&layer, &place.join(name), &root)?;
+        Ok(Self {
+            session,
+            layer,
+            _store: store,
+            root: root.join(packed.digest.hex()),
+            _runtime: runtime,
+        })
+    }
+
+    /// Has all spans on the disk.
+    pub(crate) fn fetch_all(&self) -> Result<()> {
+        let all = self.layer.spans().count();
+        self.layer.request(SpanId(0)..SpanId(all), Lane::Readahead);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while self.layer.spans_present() < all as usize {
+            anyhow::ensure!(Instant::now() < deadline, "the spans do not come");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        fs::File::open(self.data())?.sync_all()?;
+        Ok(())
+    }
+
+    /// Another mount of the same layer, of which the kernel knows nothing yet.
+    pub(crate) fn mount_again(&self, place: &Path, name: &str) -> Result<Session> {
+        mount(&self.layer, &place.join(name), place)
+    }
+
+    /// Where it is mounted.
+    pub(crate) fn path(&self) -> &Path {
+        self.session.mountpoint()
+    }
+
+    /// The file that its bytes lie in.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.root.join("data")
+    }
+
+    /// What the kernel has asked for.
+    pub(crate) fn requests(&self) -> u64 {
+        let counters = self.session.counters();
+        let all = Operation::ALL.iter();
+        all.map(|operation| counters.requests(*operation)).sum()
+    }
+}
+
+fn mount(layer: &Arc<Layer>, at: &Path, statfs: &Path) -> Result<Session> {
+    fs::create_dir_all(at)?;
+    let content = fuse::Layer {
+        tree: Arc::clone(layer.tree()),
+        content: Arc::clone(layer) as _,
+    };
+    let view = View::new(vec![content], false);
+    fuse::mount(view, at, &MountOptions::new(statfs)).context("cannot mount a view; are you root?")
+}

@@ -1,0 +1,269 @@
+//! The way to the registry: how fast it is, how long it is, and how much is on it now.
+//!
+//! Background work keeps the line full and no fuller: what is in flight beyond bandwidth times delay only
+//! queues somewhere, in front of the next demand read. Both are measured from the requests themselves, as
+//! congestion control does it: the highest delivery rate and the shortest request of the last while.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::schedule::Lane;
+
+/// How long a measured rate counts.
+const RATE_EPOCH: Duration = Duration::from_secs(5);
+/// How long a measured delay counts: longer, since a full line shows only delays that it makes itself.
+const DELAY_EPOCH: Duration = Duration::from_secs(30);
+/// A request of fewer bytes says nothing about the rate.
+const TELLING: u64 = 64 << 10;
+/// Smallest request of the fill, in bytes; a single span may have fewer.
+const SMALLEST: u64 = 1 << 20;
+/// Requests that background work may have in flight while nothing is known and nobody else wants the line.
+const FEW: usize = 2;
+/// Requests that share the room in flight.
+const SHARES: u64 = 8;
+
+/// Measures and counts what is in flight.
+#[derive(Debug, Default)]
+pub(crate) struct Link {
+    state: Mutex<State>,
+    /// Something has arrived: there may be room.
+    arrived: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Compressed bytes that readers wait for, or will at once.
+    urgent: u64,
+    /// Compressed bytes of background work, and in how many requests.
+    filling: u64,
+    fills: usize,
+    /// Bytes that have arrived since the start.
+    delivered: u64,
+    /// Bytes per second, the best.
+    rate: Epochs,
+    /// Nanoseconds per request, the fewest; kept negated, so that both are maxima.
+    delay: Epochs,
+}
+
+/// The largest value of this epoch and the one before.
+#[derive(Debug, Default)]
+struct Epochs {
+    since: Option<Instant>,
+    now: Option<i64>,
+    before: Option<i64>,
+}
+
+/// One request in flight; counted until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Passage {
+    link: Arc<Link>,
+    bytes: u64,
+    lane: Lane,
+    started: Instant,
+    /// What had arrived when it started.
+    delivered: u64,
+}
+
+impl Link {
+    /// A request for `bytes` begins.
+    pub(crate) fn depart(self: &Arc<Self>, bytes: u64, lane: Lane) -> Passage {
+        let mut state = self.state.lock();
+        match lane {
+            Lane::Fill => {
+                state.filling += bytes;
+                state.fills += 1;
+            }
+            Lane::Demand | Lane::Readahead => state.urgent += bytes,
+        }
+        Passage {
+            link: Arc::clone(self),
+            bytes,
+            lane,
+            started: Instant::now(),
+            delivered: state.delivered,
+        }
+    }
+
+    /// How many bytes background work may ask for in one more request; `None` while it must wait.
+    pub(crate) fn room(&self) -> Option<u64> {
+        self.state.lock().room()
+    }
+
+    /// Waits until [`Self::room`] may have become larger.
+    pub(crate) async fn arrival(&self) {
+        self.arrived.notified().await;
+    }
+
+    /// How long an answer of `bytes` may take with all that is in flight before it, if anything is known.
+    pub(crate) fn expected(&self, bytes: u64) -> Option<Duration> {
+        self.state.lock().expected(bytes)
+    }
+
+    /// Compressed bytes that fill the line without queueing: bandwidth times delay, as far as it is known.
+    pub(crate) fn capacity(&self) -> Option<u64> {
+        self.state.lock().capacity()
+    }
+}
+
+impl State {
+    fn capacity(&self) -> Option<u64> {
+        let rate = u64::try_from(self.rate.best()?).ok()?;
+        let nanos = u64::try_from(-self.delay.best()?).ok()?;
+        let bytes = u128::from(rate) * u128::from(nanos) / 1_000_000_000;
+        u64::try_from(bytes).ok()
+    }
+
+    fn expected(&self, bytes: u64) -> Option<Duration> {
+        let rate = u128::try_from(self.rate.best()?).ok()?.max(1);
+        let nanos = u128::try_from(-self.delay.best()?).ok()?;
+        let queued = u128::from(self.urgent + self.filling + bytes);
+        let nanos = nanos + queued * 1_000_000_000 / rate;
+        u64::try_from(nanos).ok().map(Duration::from_nanos)
+    }
+
+    fn room(&self) -> Option<u64> {
+        let capacity = self.capacity().unwrap_or(0);
+        let quiet = self.urgent == 0;
+        // Twice as much lets the rate be found out while it grows, and hides the gaps between requests.
+        let limit = if quiet {
+            capacity.saturating_mul(2)
+        } else {
+            capacity
+        };
+        let size = (limit / SHARES).max(SMALLEST);
+        let fits = self.urgent + self.filling + size <= limit;
+        (fits || (quiet && self.fills < FEW)).then_some(size)
+    }
+
+    fn arrive(&mut self, bytes: u64, passage: &Passage, now: Instant) {
+        self.delivered += bytes;
+        let took = now.saturating_duration_since(passage.started);
+        let nanos = i64::try_from(took.as_nanos()).unwrap_or(i64::MAX).max(1);
+        if bytes < TELLING {
+            return;
+        }
+        let since = u128::from(self.delivered - passage.delivered);
+        let rate = since * 1_000_000_000 / nanos.unsigned_abs() as u128;
+        let rate = i64::try_from(rate).unwrap_or(i64::MAX);
+        self.rate.note(rate, now, RATE_EPOCH);
+        self.delay.note(-nanos, now, DELAY_EPOCH);
+    }
+}
+
+impl Epochs {
+    fn note(&mut self, value: i64, now: Instant, length: Duration) {
+        let age = self.since.map(|since| now.saturating_duration_since(since));
+        if age.is_none_or(|age| age >= length) {
+            let recent = age.is_some_and(|age| age < length * 2);
+            self.before = self.now.take().filter(|_| recent);
+            self.since = Some(now);
+        }
+        self.now = self.now.max(Some(value));
+    }
+
+    fn best(&self) -> Option<i64> {
+        self.now.max(self.before)
+    }
+}
+
+impl Passage {
+    /// The request has brought `bytes`.
+    pub(crate) fn arrive(self, bytes: u64) {
+        self.arrive_at(bytes, Instant::now());
+    }
+
+    fn arrive_at(self, bytes: u64, now: Instant) {
+        self.link.state.lock().arrive(bytes, &self, now);
+    }
+}
+
+impl Drop for Passage {
+    fn drop(&mut self) {
+        let mut state = self.link.state.lock();
+        match self.lane {
+            Lane::Fill => {
+                state.filling -= self.bytes;
+                state.fills -= 1;
+            }
+            Lane::Demand | Lane::Readahead => state.urgent -= self.bytes,
+        }
+        drop(state);
+        self.link.arrived.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// A line of so many bytes a second and so much delay, on which requests of a MiB are made one
+    /// after another, as many at a time as there is room for.
+    fn fill_up(rate: u64, delay: Duration, rounds: usize) -> (Arc<Link>, usize) {
+        let link = Arc::new(Link::default());
+        let mut now = Instant::now();
+        let mut line_free = now;
+        let mut flying: Vec<(Passage, Instant)> = Vec::new();
+        let mut most = 0;
+        for _ in 0..rounds {
+            while let Some(bytes) = link.room() {
+                let mut passage = link.depart(bytes, Lane::Fill);
+                passage.started = now;
+                let sent = Duration::from_secs_f64(bytes as f64 / rate as f64);
+                line_free = line_free.max(now + delay) + sent;
+                flying.push((passage, line_free));
+            }
+            most = most.max(flying.len());
+            let (passage, at) = flying.remove(0);
+            now = at;
+            let bytes = passage.bytes;
+            passage.arrive_at(bytes, now);
+        }
+        drop(flying);
+        (link, most)
+    }
+
+    #[test]
+    fn a_long_line_is_filled_and_a_short_one_is_not_overfilled() {
+        let gigabit = 125_000_000;
+        for (delay, fewest, most) in [(1, MIB / 2, 8 * MIB), (80, 10 * MIB, 40 * MIB)] {
+            let (link, _) = fill_up(gigabit, Duration::from_millis(delay), 200);
+            let capacity = link.capacity().unwrap_or_default();
+            assert!(
+                (fewest..most).contains(&capacity),
+                "{delay} ms: {capacity} bytes in flight"
+            );
+        }
+    }
+
+    #[test]
+    fn background_work_gets_what_demand_leaves_of_the_line() {
+        let (link, _) = fill_up(125_000_000, Duration::from_millis(80), 200);
+        let capacity = link.capacity().unwrap_or_default();
+        let demand = link.depart(MIB, Lane::Demand);
+        assert!(link.room().is_some(), "most of the line is free");
+        let more = link.depart(capacity, Lane::Demand);
+        assert_eq!(link.room(), None, "demand has all of it");
+        drop((demand, more));
+        assert!(link.room().is_some());
+    }
+
+    #[test]
+    fn an_unknown_line_is_tried_with_few_requests_and_not_beside_demand() {
+        let link = Arc::new(Link::default());
+        let first: Vec<_> = std::iter::from_fn(|| {
+            let bytes = link.room()?;
+            Some(link.depart(bytes, Lane::Fill))
+        })
+        .take(10)
+        .collect();
+        assert_eq!(first.len(), FEW);
+        drop(first);
+        let _demand = link.depart(10, Lane::Demand);
+        assert_eq!(link.room(), None);
+    }
+}

@@ -1,0 +1,182 @@
+//! The proof of a whole layer.
+//!
+//! A span is checked against its zTOC, and the zTOC against the index that names it. Whether the zTOC tells
+//! the truth about the image's layer is known only when all of the layer is here. The compressed bytes
+//! are gone by then, so it is the uncompressed layer that is hashed: its digest, the diff ID, stands in the image's
+//! configuration, which the manifest names by digest. It is done once; what is fetched again later must
+//! match the same zTOC.
+//!
+//! A layer that fails is quarantined: it is read no more, neither now nor after a restart, and is not
+//! prepared lazily with this zTOC again.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use sha2::{Digest as _, Sha256};
+use ztoc::{Digest, SpanId};
+
+use super::Layer;
+use super::counters::add;
+use super::decode::Scratch;
+use super::schedule::Lane;
+
+const UNPROVEN: u8 = 0;
+const RUNNING: u8 = 1;
+const PROVEN: u8 = 2;
+const WRONG: u8 = 3;
+
+/// The diff ID, once it is known.
+const EXPECTED: &str = "diff_id";
+/// There when the layer is what the image says.
+const PROOF: &str = "proven";
+/// There when it is not; says what it is.
+const QUARANTINE: &str = "quarantined";
+
+/// How far the proof of a layer is.
+#[derive(Debug)]
+pub(crate) struct Proof {
+    dir: PathBuf,
+    expected: OnceLock<Digest>,
+    state: AtomicU8,
+}
+
+/// One look at all spans, a span at a time: other work goes in between.
+struct Pass {
+    layer: Weak<Layer>,
+    next: SpanId,
+    hash: Sha256,
+}
+
+/// Whether the layer in `dir` is quarantined. Blocks on file I/O.
+pub(crate) fn is_quarantined(dir: &Path) -> bool {
+    dir.join(QUARANTINE).exists()
+}
+
+/// Whether the diff ID of the layer in `dir` is known. Blocks on file I/O.
+pub(crate) fn is_expected(dir: &Path) -> bool {
+    dir.join(EXPECTED).exists()
+}
+
+/// Notes the diff ID of the layer in `dir`. Blocks on file I/O.
+pub(crate) fn expect(dir: &Path, diff_id: &Digest) -> io::Result<()> {
+    fs::write(dir.join(EXPECTED), diff_id.to_string())
+}
+
+impl Proof {
+    /// What is known of the layer in `dir`. Blocks on file I/O.
+    pub(crate) fn open(dir: &Path) -> Self {
+        let state = if dir.join(PROOF).exists() {
+            PROVEN
+        } else {
+            UNPROVEN
+        };
+        let proof = Self {
+            dir: dir.to_owned(),
+            expected: OnceLock::new(),
+            state: AtomicU8::new(state),
+        };
+        let known = fs::read_to_string(dir.join(EXPECTED)).ok();
+        if let Some(diff_id) = known.and_then(|text| text.parse().ok()) {
+            let _ = proof.expected.set(diff_id);
+        }
+        proof
+    }
+
+    /// Whether the layer must not be read.
+    pub(crate) fn is_wrong(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == WRONG
+    }
+
+    /// Whether all of the layer has been found to be what the image says.
+    pub(crate) fn is_proven(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == PROVEN
+    }
+
+    fn go(&self, from: u8, to: u8) -> bool {
+        let moved = self
+            .state
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed);
+        moved.is_ok()
+    }
+}
+
+impl Layer {
+    /// Its uncompressed digest, by the image's configuration.
+    pub(crate) fn expect(&self, diff_id: Digest) {
+        let _ = self.proof.expected.set(diff_id);
+        self.prove_if_whole();
+    }
+
+    /// Begins the proof if all spans are here and it has not been made.
+    pub(crate) fn prove_if_whole(&self) {
+        let due = self.proof.expected.get().is_some()
+            && self.proof.state.load(Ordering::Relaxed) == UNPROVEN
+            && self.flights.is_full();
+        if due && self.proof.go(UNPROVEN, RUNNING) {
+            let pass = Pass {
+                layer: Weak::clone(&self.this),
+                next: SpanId(0),
+                hash: Sha256::new(),
+            };
+            let work = move |scratch: &mut Scratch| pass.step(scratch);
+            self.engine.decoders.submit(Lane::Fill, work);
+        }
+    }
+}
+
+impl Pass {
+    fn step(mut self, scratch: &mut Scratch) {
+        let Some(layer) = self.layer.upgrade() else {
+            return;
+        };
+        if self.next.0 == layer.spans.count() {
+            return self.conclude(&layer);
+        }
+        let range = layer.spans.uncompressed(self.next);
+        let checked = layer.cache.check(self.next, &range, &mut scratch.plain);
+        scratch.used(scratch.plain.len());
+        if !matches!(checked, Ok(true)) {
+            // Given up meanwhile, or damaged on disk: then it goes, and is fetched when it is read.
+            if layer.evict(self.next) > 0 {
+                add(&layer.counters.bad_cached_spans, 1);
+            }
+            layer.proof.go(RUNNING, UNPROVEN);
+            return;
+        }
+        self.hash.update(&scratch.plain);
+        self.next.0 += 1;
+        let engine = Arc::clone(&layer.engine);
+        drop(layer);
+        engine
+            .decoders
+            .submit(Lane::Fill, move |scratch| self.step(scratch));
+    }
+
+    fn conclude(self, layer: &Arc<Layer>) {
+        let actual = Digest::from_bytes(self.hash.finalize().into());
+        let proof = &layer.proof;
+        let Some(expected) = proof.expected.get() else {
+            return;
+        };
+        let (file, text) = if actual == *expected {
+            proof.state.store(PROVEN, Ordering::Release);
+            tracing::debug!(layer = %layer.digest, "all of the layer is here and is what the image says");
+            (PROOF, String::new())
+        } else {
+            proof.state.store(WRONG, Ordering::Release);
+            add(&layer.counters.quarantined, 1);
+            tracing::error!(
+                layer = %layer.digest, %expected, %actual,
+                "THE LAYER IS NOT WHAT THE IMAGE SAYS: its zTOC describes other bytes. It is quarantined, its \
+                 reads fail. Remove the image, and build and push its SOCI index again"
+            );
+            (QUARANTINE, format!("{actual} instead of {expected}\n"))
+        };
+        if let Err(error) = fs::write(proof.dir.join(file), text) {
+            tracing::warn!(layer = %layer.digest, file, "cannot note what the layer is: {error}");
+        }
+    }
+}

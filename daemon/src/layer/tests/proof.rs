@@ -1,0 +1,111 @@
+//! The proof of whole layers.
+
+use super::*;
+
+async fn concluded(layer: &Layer) {
+    for _ in 0..4000 {
+        if layer.is_proven() || layer.proof.is_wrong() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    panic!("the proof is never made");
+}
+
+fn expect(node: &Node, diff_id: Digest) {
+    node.store
+        .expect(node.packed.digest, async move { Some(diff_id) });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_is_proven_once_all_of_it_is_here_and_not_again_after_a_restart() {
+    let node = Node::new().await;
+    expect(&node, Digest::of(&node.packed.tar));
+    node.assert_right(0..100).await;
+    assert!(!node.layer.is_proven());
+    node.layer.fill_up();
+    concluded(&node.layer).await;
+    assert!(node.layer.is_proven());
+    let node = node.restart().await;
+    assert!(node.layer.is_proven());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_is_whole_before_its_digest_is_known_is_proven_then() {
+    let node = Node::new().await;
+    node.layer.fill_up();
+    while !node.layer.flights.is_full() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    expect(&node, Digest::of(&node.packed.tar));
+    concluded(&node.layer).await;
+    assert!(node.layer.is_proven());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_is_not_what_the_image_says_is_read_no_more_and_not_served_again() {
+    let node = Node::new().await;
+    expect(&node, Digest::of(b"another layer"));
+    node.layer.fill_up();
+    concluded(&node.layer).await;
+    quiet(&node.layer).await;
+    assert_eq!(node.read(0..10).await, Err(ReadError::Unavailable));
+    assert_eq!(node.layer.counters().quarantined, 1);
+
+    let Node {
+        root,
+        _dir,
+        store,
+        layer,
+        packed,
+        ..
+    } = node;
+    store.stop().await;
+    drop((store, layer));
+    let store = LayerStore::start(&root, options(), Handle::current()).unwrap();
+    assert_eq!(store.stored(&packed.digest), None);
+    let source = Script::new(packed.blob.clone());
+    let opened = open(&store, packed.digest, Arc::clone(&source)).await;
+    assert!(
+        matches!(opened, Err(LayerError::Quarantined { .. })),
+        "{opened:?}"
+    );
+    let again = store.insert(new_layer(&packed)).await;
+    assert!(
+        matches!(again, Err(LayerError::Quarantined { .. })),
+        "{again:?}"
+    );
+
+    let options = BuildOptions {
+        span_size: SpanSize::new(512 << 10).unwrap(),
+        build_tool: String::from("another"),
+    };
+    let other = build(Compression::Gzip, &*packed.blob, &options).unwrap();
+    let other: Bytes = other.ztoc.encode().into();
+    let new = NewLayer {
+        ztoc: Digest::of(&other),
+        bytes: other,
+        ..new_layer(&packed)
+    };
+    store.insert(new).await.unwrap();
+    let layer = open(&store, packed.digest, source).await.unwrap();
+    assert!(read(&layer, 0..1000).await.unwrap() == packed.tar[..1000]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_on_disk_is_no_proof_against_the_image() {
+    let node = Node::new().await;
+    node.layer.fill_up();
+    while !node.layer.flights.is_full() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    node.flip("data", node.span(4).start + 5);
+    expect(&node, Digest::of(&node.packed.tar));
+    while node.layer.counters().bad_cached_spans == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // The span is fetched again, and then the proof is made.
+    node.assert_right(node.span(4)).await;
+    concluded(&node.layer).await;
+    assert!(node.layer.is_proven());
+}
