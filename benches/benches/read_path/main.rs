@@ -28,6 +28,9 @@ use crate::work::Work;
 /// Rounds of each measurement; the median ratio counts.
 const ROUNDS: usize = 5;
 
+/// Files of the layer that is only opened.
+const FILES: u32 = 200_000;
+
 /// What the last line shows, and of which measurement.
 const SUMMARY: [(&str, &str); 11] = [
     ("seq_cold", "sequential, cold, 1 job"),
@@ -57,6 +60,7 @@ fn main() -> Result<()> {
         .prefix("read-path-")
         .tempdir_in(&base)
         .with_context(|| format!("cannot work in {}", base.display()))?;
+    opening(place.path())?;
     let tree = Tree::make(&place.path().join("native"))?;
     let packed = Packed::of(&tree)?;
     let mut ratios = BTreeMap::new();
@@ -91,6 +95,18 @@ fn main() -> Result<()> {
         )
     });
     println!("\nread_path: {}", summary.collect::<Vec<_>>().join(" "));
+    Ok(())
+}
+
+/// A view of a layer with many files is there quickly.
+fn opening(place: &Path) -> Result<()> {
+    let packed = Packed::of_names(FILES)?;
+    let served = Served::start(&packed, place, "names", Line::default())?;
+    let took = served.reopen(&packed, place)?;
+    println!(
+        "opening: {FILES} files in {:.0} ms\n",
+        took.as_secs_f64() * 1e3
+    );
     Ok(())
 }
 

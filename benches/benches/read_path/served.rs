@@ -79,10 +79,25 @@ impl BlobSource for Registry {
 
 impl Packed {
     pub(crate) fn of(tree: &Tree) -> Result<Self> {
-        let gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
-        let mut tar = tar::Builder::new(gzip);
+        let mut tar = tar::Builder::new(gzip());
         tar.append_dir_all("", &tree.root)?;
-        let blob = tar.into_inner()?.finish()?;
+        Self::index(tar.into_inner()?.finish()?)
+    }
+
+    /// So many empty files, two hundred to a directory.
+    pub(crate) fn of_names(files: u32) -> Result<Self> {
+        let mut tar = tar::Builder::new(gzip());
+        for file in 0..files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(0);
+            header.set_mode(0o644);
+            let name = format!("usr/lib/part-{:04}/module_{file:06}.py", file / 200);
+            tar.append_data(&mut header, name, std::io::empty())?;
+        }
+        Self::index(tar.into_inner()?.finish()?)
+    }
+
+    fn index(blob: Vec<u8>) -> Result<Self> {
         let options = BuildOptions {
             span_size: SpanSize::new(4 << 20).context("no span size")?,
             build_tool: String::from("bench"),
@@ -103,6 +118,10 @@ impl Packed {
         while plain.read(&mut buffer)? > 0 {}
         Ok(start.elapsed())
     }
+}
+
+fn gzip() -> flate2::write::GzEncoder<Vec<u8>> {
+    flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6))
 }
 
 impl Served {
@@ -155,6 +174,26 @@ impl Served {
     /// Another mount of the same layer, of which the kernel knows nothing yet.
     pub(crate) fn mount_again(&self, place: &Path, name: &str) -> Result<Session> {
         mount(&self.layer, &place.join(name), place)
+    }
+
+    /// How long it takes to open the stored layer again and to mount it.
+    pub(crate) fn reopen(self, packed: &Packed, place: &Path) -> Result<Duration> {
+        let root = place.join("names-root");
+        drop(self);
+        let runtime = tokio::runtime::Runtime::new()?;
+        let store = LayerStore::start(&root, LayerOptions::default(), runtime.handle().clone())?;
+        let start = Instant::now();
+        let source = Arc::new(Registry {
+            blob: Bytes::new(),
+            line: Line::default(),
+            free: Mutex::new(start),
+        });
+        let image = String::from("bench");
+        let layer = runtime.block_on(store.open(&packed.digest, image, |_| source))?;
+        let session = mount(&layer, &place.join("names-again"), &root)?;
+        let took = start.elapsed();
+        drop(session);
+        Ok(took)
     }
 
     /// Where it is mounted.

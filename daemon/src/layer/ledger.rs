@@ -23,8 +23,9 @@ use super::counters::add;
 pub(crate) const GROUP: u32 = 8;
 /// Eviction goes on until this share of the limit is free again, so that it is not begun for each span.
 const SLACK: u64 = 16;
-/// The fill leaves this share of the file system to others.
+/// The fill leaves this share of the file system to others, or so many bytes if they are fewer.
 const RESERVE: u64 = 10;
+const MOST_RESERVED: u64 = 2 << 30;
 /// Stored bytes after which the file system is asked again how full it is.
 const ASK_EVERY: u64 = 64 << 20;
 
@@ -167,7 +168,9 @@ impl Ledger {
 
     fn ask(&self) {
         if let Ok(numbers) = statvfs(&self.root) {
-            let tight = numbers.blocks_available() < numbers.blocks() / RESERVE;
+            let bytes = |blocks: u64| blocks.saturating_mul(numbers.fragment_size());
+            let reserve = (bytes(numbers.blocks()) / RESERVE).min(MOST_RESERVED);
+            let tight = bytes(numbers.blocks_available()) < reserve;
             self.tight.store(tight, Ordering::Relaxed);
         }
     }

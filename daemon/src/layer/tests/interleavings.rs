@@ -49,10 +49,8 @@ impl Actor {
         match (self, number) {
             (Self::Reader(seen, _), 0) => *seen = world.flights.sight(only()),
             (Self::Reader(_, read), 1) => *read = world.disk,
-            (Self::Reader(Some(seen), read), _) => {
-                if world.flights.still(only(), seen) {
-                    assert_eq!(*read, RIGHT, "a read relied on a span that was not there");
-                }
+            (Self::Reader(Some(seen), read), _) if world.flights.still(only(), seen) => {
+                assert_eq!(*read, RIGHT, "a read relied on a span that was not there");
             }
             (Self::Distrust, _) => drop(world.flights.leave(SPAN)),
             (Self::Getter { number, started }, 0) => {
@@ -122,7 +120,12 @@ fn no_order_of_reads_fetches_and_losses_gives_a_wrong_byte_or_forgets_a_reader()
             number,
             started: false,
         };
-        [Actor::Reader(None, WRONG), Actor::Distrust, getter(1), getter(2)]
+        [
+            Actor::Reader(None, WRONG),
+            Actor::Distrust,
+            getter(1),
+            getter(2),
+        ]
     };
     for claimed in [false, true] {
         let mut steps = actors().map(|actor| actor.steps());

@@ -15,7 +15,8 @@ fn lose(node: &Node, name: &str, whole: &[u8], unit: usize, random: &mut fastran
     for (piece, at) in whole.chunks(unit).zip((0u64..).step_by(unit)) {
         let lost = vec![0; piece.len()];
         let kept = random.f64() < keep;
-        file.write_all_at(if kept { piece } else { &lost }, at).unwrap();
+        file.write_all_at(if kept { piece } else { &lost }, at)
+            .unwrap();
     }
     if random.u8(..) < 40 {
         // The new size of a file is written later than what was in it, or earlier.
