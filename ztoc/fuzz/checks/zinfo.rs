@@ -3,8 +3,12 @@
 use crate::craft::{self, Crafted};
 use ztoc::{Digest, Ztoc};
 
+/// Whether it is of gzip, number of spans, both sizes, checkpoints (offsets and bits), and other bytes in
+/// their place, unless empty.
+pub(crate) type Input = (bool, u16, u32, u32, Vec<(i64, i64, u8)>, Vec<u8>);
+
 /// Panics where that does not hold.
-pub(crate) fn check(input: (bool, u16, u32, u32, Vec<(i64, i64, u8)>, Vec<u8>)) {
+pub(crate) fn check(input: Input) {
     let (gzip, spans, compressed_size, uncompressed_size, checkpoints, raw) = input;
     let have = i32::from(spans % 512);
     let digest = Digest::of(b"").to_string().into_bytes();

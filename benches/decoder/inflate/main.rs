@@ -9,6 +9,7 @@
     clippy::cast_precision_loss
 )]
 
+mod going_on;
 mod layer;
 mod peers;
 
@@ -31,6 +32,11 @@ const OURS: &str = if cfg!(feature = "fast") {
     "ours"
 } else {
     "ours, no unsafe"
+};
+const NAME: &str = if cfg!(feature = "fast") {
+    "inflate"
+} else {
+    "inflate-safe"
 };
 /// Content decoded of each layer per round, as a number of 4 MiB spans.
 const SPANS: usize = 16;
@@ -214,13 +220,14 @@ fn main() -> Result<()> {
     let layers = LAYERS.into_iter().map(load).collect::<Result<Vec<_>>>()?;
     let ratios = print_whole(&mut bench, &layers)?;
     print_parts(&mut bench, &layers);
+    going_on::print(&mut bench, &layers, SIZES[0].0, SPANS);
     let x = |peer: usize| mean(&ratios.iter().map(|ratio| ratio[peer]).collect::<Vec<_>>());
     let worst = ratios
         .iter()
         .map(|ratio| ratio[4])
         .fold(f64::INFINITY, f64::min);
     println!(
-        "\ninflate: x_zlib={:.2} x_zlib_rs={:.2} x_libdeflate={:.2} worst_x_libdeflate={worst:.2}",
+        "\n{NAME}: x_zlib={:.2} x_zlib_rs={:.2} x_libdeflate={:.2} worst_x_libdeflate={worst:.2}",
         x(1),
         x(3),
         x(4)

@@ -38,15 +38,15 @@ macro_rules! zlib {
 
         impl $name {
             pub(crate) fn new() -> Self {
-                // SAFETY: zlib takes an all-zero stream; it stays where it is.
-                let mut stream: Box<$library::z_stream> =
-                    unsafe { Box::new(std::mem::MaybeUninit::zeroed().assume_init()) };
+                let mut stream = Box::new(std::mem::MaybeUninit::<$library::z_stream>::zeroed());
                 let size = i32::try_from(size_of::<$library::z_stream>()).expect("small");
-                // SAFETY: the stream and the version are what the library has defined.
-                let status = unsafe {
-                    $library::inflateInit2_(&mut *stream, -15, $library::zlibVersion(), size)
-                };
+                let place = stream.as_mut_ptr();
+                // SAFETY: the library takes an all-zero stream; size and version are its own.
+                let status =
+                    unsafe { $library::inflateInit2_(place, -15, $library::zlibVersion(), size) };
                 assert_eq!(status, 0);
+                // SAFETY: the library has put functions where there were none. It stays where it is.
+                let stream = unsafe { stream.assume_init() };
                 Self(stream)
             }
         }

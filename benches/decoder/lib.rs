@@ -1,0 +1,1 @@
+//! Benchmarks of `ztoc`: see `inflate`, `build_ztoc`, `windows`.
