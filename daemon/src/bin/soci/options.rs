@@ -180,7 +180,7 @@ pub(crate) struct RegistryArguments {
     /// Key of the client certificate (PEM)
     #[arg(long, value_name = "FILE", requires = "tlscert")]
     tlskey: Option<PathBuf>,
-    /// Directories of <HOST>/hosts.toml, as containerd has them; repeat it or separate by commas
+    /// Directories of HOST/hosts.toml, as containerd has them; repeat it or separate by commas
     #[arg(long, value_delimiter = ',', value_name = "DIR")]
     hosts_dir: Vec<PathBuf>,
 }
