@@ -2,13 +2,17 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::mount::{MsFlags, mount, umount};
 use serde::Deserialize;
 
-use crate::command::{command, run};
+use crate::command::{command, run, until};
 use crate::scratch::Scratch;
+
+/// Longest time to make a snapshot that containerd takes for garbage at first.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// `ctr` in one namespace of one containerd.
 #[derive(Debug, Clone)]
@@ -134,6 +138,16 @@ impl Ctr {
         Ok(table.lines().skip(1).filter_map(key).collect())
     }
 
+    /// Whether containerd gets through to a snapshotter, which it does not try for a while after it was
+    /// refused. Asked by what reaches the snapshotter in any case: a list of nothing does not.
+    pub fn reaches(&self, snapshotter: &str) -> bool {
+        const PROBE: &str = "probe";
+        let prepare = ["snapshots", "--snapshotter", snapshotter, "prepare", PROBE];
+        // Of an earlier probe that was cut short.
+        let _ = self.remove_snapshot(snapshotter, PROBE);
+        self.call(&prepare).is_ok() && self.remove_snapshot(snapshotter, PROBE).is_ok()
+    }
+
     /// Removes an image and waits until everything only it held has been collected.
     pub fn remove_image(&self, image: &str) -> Result<()> {
         self.call(&["images", "remove", "--sync", image])?;
@@ -168,14 +182,19 @@ impl Ctr {
         parent: &str,
     ) -> Result<SnapshotMount> {
         let snapshots = ["snapshots", "--snapshotter", snapshotter];
-        let json = run(self
-            .command()
-            .args(snapshots)
-            .args([what, "--mounts", key, parent]))?;
-        // Or it is garbage as soon as containerd looks: nothing refers to it. ctr does so by
-        // itself for `prepare` only.
-        let root = ["label", key, "containerd.io/gc.root=test"];
-        run(self.command().args(snapshots).args(root))?;
+        let attempt = || {
+            let make = [what, "--mounts", key, parent];
+            let json = run(self.command().args(snapshots).args(make))?;
+            // Or it is garbage as soon as containerd looks: nothing refers to it. ctr does so by
+            // itself for `prepare` only.
+            let root = ["label", key, "containerd.io/gc.root=test"];
+            match run(self.command().args(snapshots).args(root)) {
+                // It looked in between.
+                Err(error) if format!("{error}").contains("does not exist") => Ok(None),
+                rooted => rooted.map(|_| Some(json)),
+            }
+        };
+        let json = until("a snapshot outlives its birth", PATIENCE, attempt)?;
         let mut mounts: Vec<SnapshotMount> =
             serde_json::from_str(&json).with_context(|| format!("ctr printed {json}"))?;
         anyhow::ensure!(mounts.len() == 1, "{key}: {} mounts", mounts.len());

@@ -167,7 +167,7 @@ impl Host {
         let snapshotter = snapshotter.restart(signal)?;
         let ctr = containerd.ctr();
         until("containerd reaches the snapshotter", RECONNECTED, || {
-            Ok(ctr.call(&["snapshots", "--snapshotter", "soci", "ls"]).ok())
+            Ok(ctr.reaches("soci").then_some(()))
         })?;
         Ok(Self {
             containerd,

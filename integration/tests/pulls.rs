@@ -122,9 +122,7 @@ fn a_daemon_that_is_killed_in_the_middle_of_a_pull_shows_nothing_half_made() {
     });
     assert!(host.ctr().images().unwrap().is_empty());
     scene.registry.clear_script();
-    wait_until("containerd has redialled", || {
-        host.ctr().snapshots("soci").is_ok()
-    });
+    wait_until("containerd has redialled", || host.ctr().reaches("soci"));
     scene.assert_whole(&host);
     host.finish().unwrap();
 }
