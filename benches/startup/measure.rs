@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use integration::command::run;
+use integration::command::{run, tail};
 use integration::link::Link;
 use integration::{DockerRegistry, Scratch};
 
@@ -41,6 +41,24 @@ impl Place<'_> {
     ) -> Result<Sample> {
         let scratch = Scratch::within(self.work_dir)?;
         let node = Node::start(&scratch, mode, self.peers)?;
+        let sample = self.sample_on(&node, &scratch, workload, reference, round);
+        sample.with_context(|| {
+            let log = node.daemon.as_ref().map(|daemon| tail(&daemon.log()));
+            log.map_or_else(String::new, |log| {
+                format!("the snapshotter's log ends with\n{log}")
+            })
+        })
+    }
+
+    fn sample_on(
+        &self,
+        node: &Node,
+        scratch: &Scratch,
+        workload: &Workload,
+        reference: &str,
+        round: usize,
+    ) -> Result<Sample> {
+        let mode = node.mode;
         drop_caches()?;
         let before = self.registry.traffic()?;
         let of_commands = process::children_cpu()?;
@@ -49,25 +67,25 @@ impl Place<'_> {
         run(&mut node.pull(reference)?).context("pull")?;
         let pulled = clock.elapsed();
         let of_pull = process::children_cpu()?.saturating_sub(of_commands);
-        create(&node, mode, workload, reference, "first")?;
+        create(node, mode, workload, reference, "first")?;
         let created = clock.elapsed();
-        let mut started = start(&node, "first")?;
+        let mut started = start(node, "first")?;
         started.wait(&workload.ready)?;
         let ready = clock.elapsed();
         let traffic = self.registry.traffic()?.since(before);
-        let complete = finish(&node, started, workload, "first", clock)?;
+        let complete = finish(node, started, workload, "first", clock)?;
         let timeline = timeline.stop();
-        let (cpu, peak_memory_bytes) = took(&node)?;
+        let (cpu, peak_memory_bytes) = took(node)?;
         let disk_bytes = process::disk(scratch.path());
         node.delete("first")?;
 
         drop_caches()?;
         let again = Instant::now();
-        create(&node, mode, workload, reference, "second")?;
-        let mut started = start(&node, "second")?;
+        create(node, mode, workload, reference, "second")?;
+        let mut started = start(node, "second")?;
         started.wait(&workload.ready)?;
         let second = again.elapsed();
-        finish(&node, started, workload, "second", again)?;
+        finish(node, started, workload, "second", again)?;
         node.delete("second")?;
         Ok(Sample {
             workload: workload.name.clone(),
@@ -96,7 +114,8 @@ fn create(node: &Node, mode: Mode, workload: &Workload, reference: &str, id: &st
     if workload.ready.port().is_some() {
         create.arg("--net-host");
     }
-    run(create.args([reference, id]).args(&workload.command)).context("create")?;
+    // Or ctr takes the command's options for its own.
+    run(create.args(["--", reference, id]).args(&workload.command)).context("create")?;
     Ok(())
 }
 

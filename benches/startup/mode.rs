@@ -117,7 +117,7 @@ impl Peers {
 pub(crate) struct Node {
     pub(crate) containerd: Containerd,
     pub(crate) daemon: Option<Service>,
-    mode: Mode,
+    pub(crate) mode: Mode,
     soci: Soci,
 }
 

@@ -3,12 +3,16 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use integration::command::until;
 use integration::debian::{self, Step};
 use integration::host::{Host, Indexing, ON_DEMAND, Published};
 use integration::walk::{Kind, Tree, assert_same, differences};
 use integration::{golden, walk};
+
+/// Longest time for a small image to be fetched from loopback and hashed.
+const FILLED: Duration = Duration::from_secs(120);
 
 /// Whiteouts of files, of a directory with everything in it and of a directory made anew; files
 /// with capabilities, setuid, hard links, renamed and replaced things.
@@ -82,6 +86,35 @@ fn an_image_without_index_is_the_same_tree() {
     let layers = debian::layers("fidelity", &STEPS).unwrap();
     let published = host.publish_plain("plain", &layers).unwrap();
     assert_same_tree(&host, &published);
+    host.finish().unwrap();
+}
+
+/// GNU tar pads archives with zeros, which belong to the diff ID and not to the zTOC.
+#[test]
+fn a_debian_image_that_is_filled_in_the_background_is_proven_and_stays_the_same_tree() {
+    let host = Host::start("").unwrap();
+    let layers = debian::layers("fidelity", &STEPS).unwrap();
+    let published = host
+        .publish("filled", &layers, Indexing::default())
+        .unwrap();
+    host.soci().unwrap().rpull(&published.reference).unwrap();
+    let mounts = host
+        .ctr()
+        .prepare("soci", "filled", &published.image.chain_id())
+        .unwrap();
+    let mounted = mounts.mount(&host.scratch, "filled").unwrap();
+    let before = walk::walk(mounted.path()).unwrap();
+    let dir = host.snapshotter.root().join("layers");
+    until("all layers are proven", FILLED, || {
+        let dirs = host.snapshotter.layers()?;
+        let is = |name: &str, what: &str| dir.join(name).join(what).exists();
+        assert!(!dirs.iter().any(|name| is(name, "quarantined")));
+        Ok(dirs.iter().all(|name| is(name, "proven")).then_some(()))
+    })
+    .unwrap();
+    assert_same(&before, &walk::walk(mounted.path()).unwrap());
+    drop(mounted);
+    host.ctr().remove_snapshot("soci", "filled").unwrap();
     host.finish().unwrap();
 }
 

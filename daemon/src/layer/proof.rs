@@ -6,6 +6,9 @@
 //! configuration, which the manifest names by digest. It is done once; what is fetched again later must
 //! match the same zTOC.
 //!
+//! A zTOC ends with the archive, but tar pads what it writes with zeros to a multiple of its blocking
+//! factor, and these belong to the diff ID: they are tried, as many as there may be.
+//!
 //! A layer that fails is quarantined: it is read no more, neither now nor after a restart, and is not
 //! prepared lazily with this zTOC again.
 
@@ -34,6 +37,11 @@ const EXPECTED: &str = "diff_id";
 const PROOF: &str = "proven";
 /// There when it is not; says what it is.
 const QUARANTINE: &str = "quarantined";
+
+/// A tar is a number of blocks of this size.
+const BLOCK: usize = 512;
+/// Most blocks of zeros behind an archive: 1 MiB, a hundred times tar's default.
+const MOST_PADDING: usize = 2048;
 
 /// How far the proof of a layer is.
 #[derive(Debug)]
@@ -156,12 +164,12 @@ impl Pass {
     }
 
     fn conclude(self, layer: &Arc<Layer>) {
-        let actual = Digest::from_bytes(self.hash.finalize().into());
+        let actual = Digest::from_bytes(self.hash.clone().finalize().into());
         let proof = &layer.proof;
         let Some(expected) = proof.expected.get() else {
             return;
         };
-        let (file, text) = if actual == *expected {
+        let (file, text) = if padded(self.hash, layer.spans.uncompressed_size(), expected) {
             proof.state.store(PROVEN, Ordering::Release);
             tracing::debug!(layer = %layer.digest, "all of the layer is here and is what the image says");
             (PROOF, String::new())
@@ -178,5 +186,43 @@ impl Pass {
         if let Err(error) = fs::write(proof.dir.join(file), text) {
             tracing::warn!(layer = %layer.digest, file, "cannot note what the layer is: {error}");
         }
+    }
+}
+
+/// Whether `expected` is the digest of what was hashed, `size` bytes, and zeros up to some block's end.
+fn padded(mut hash: Sha256, size: u64, expected: &Digest) -> bool {
+    let is_it = |hash: &Sha256| Digest::from_bytes(hash.clone().finalize().into()) == *expected;
+    if is_it(&hash) {
+        return true;
+    }
+    let zeros = [0; BLOCK];
+    let begun = usize::try_from(size % BLOCK as u64).unwrap_or_default();
+    hash.update(&zeros[begun..]);
+    (0..MOST_PADDING).any(|_| {
+        let found = is_it(&hash);
+        hash.update(zeros);
+        found
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn padding_to_any_block_is_of_the_layer_and_nothing_else_is() {
+        let archive = vec![7; 3000];
+        let mut hash = Sha256::new();
+        hash.update(&archive);
+        let is_padded = |whole: &[u8]| padded(hash.clone(), 3000, &Digest::of(whole));
+        for length in [3000, 3072, 3584, 10_240, 20_480, 512 * 2000] {
+            let mut whole = archive.clone();
+            whole.resize(length, 0);
+            assert!(is_padded(&whole), "{length}");
+            whole[2999] = 8;
+            assert!(!is_padded(&whole), "{length}, another archive");
+        }
+        assert!(!is_padded(&[&archive[..], &[1]].concat()));
+        assert!(!is_padded(&archive[..2999]));
     }
 }

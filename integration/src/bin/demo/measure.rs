@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use integration::command::run;
+use integration::host::ON_DEMAND;
 use integration::{Containerd, DockerRegistry, Scratch, Snapshotter, Soci};
 
 use crate::report::{Outcome, Report, progress};
@@ -53,7 +54,7 @@ pub(crate) fn both(scratch: &Scratch) -> Result<(Stage, Report)> {
 
     progress("lazy pull with soci, then run");
     let containerd = Containerd::start_as(scratch, "lazy")?;
-    let snapshotter = Snapshotter::start(scratch, &containerd, "")?;
+    let snapshotter = Snapshotter::start(scratch, &containerd, ON_DEMAND)?;
     let mut pull = Soci::with(scratch, &containerd)?.command()?;
     pull.args(["rpull", "--plain-http", &workload.reference]);
     let lazy = measure(

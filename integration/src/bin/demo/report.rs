@@ -96,7 +96,8 @@ impl fmt::Display for Report {
         let [name, pull, start, total, fetched, requests, mounts] = head;
         writeln!(
             f,
-            "\nan image of {} layers; caches dropped before each run\n",
+            "\nan image of {} layers; caches dropped before each run; lazily without the background fetch, so that\n\
+             the bytes are those that the start needs\n",
             self.layers
         )?;
         writeln!(
