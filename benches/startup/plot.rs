@@ -185,7 +185,7 @@ where
         });
         chart.draw_series(whiskers)?;
     }
-    legend(&mut chart)
+    legend(&mut chart, SeriesLabelPosition::UpperRight)
 }
 
 /// One typical sample of each mode, the one whose time is nearest to the median.
@@ -262,7 +262,7 @@ where
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 14, y)], style.stroke_width(2)));
         chart.draw_series([Circle::new(mark, 5, style.filled())])?;
     }
-    legend(&mut chart)
+    legend(&mut chart, SeriesLabelPosition::LowerRight)
 }
 
 /// A cell by what share of the image its start needs and what it costs against a full pull.
@@ -329,7 +329,10 @@ type Chart<'a, 'b, B> = ChartContext<
     Cartesian2d<plotters::coord::types::RangedCoordf64, plotters::coord::types::RangedCoordf64>,
 >;
 
-fn legend<'a, B: DrawingBackend + 'a>(chart: &mut Chart<'a, '_, B>) -> Result<()>
+fn legend<'a, B: DrawingBackend + 'a>(
+    chart: &mut Chart<'a, '_, B>,
+    position: SeriesLabelPosition,
+) -> Result<()>
 where
     B::ErrorType: 'static,
 {
@@ -338,7 +341,7 @@ where
         .background_style(WHITE.mix(0.8))
         .border_style(BLACK.mix(0.2))
         .label_font((FONT, 14));
-    labels.position(SeriesLabelPosition::UpperRight).draw()?;
+    labels.position(position).draw()?;
     Ok(())
 }
 
