@@ -5,10 +5,11 @@
 
 mod table;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use redb::{Database, ReadableDatabase, WriteTransaction};
+use parking_lot::{RwLock, RwLockReadGuard};
+use redb::{Database, ReadableDatabase, StorageError, TransactionError, WriteTransaction};
 use time::OffsetDateTime;
 
 use self::table::{Reader, Writer, failed};
@@ -22,7 +23,10 @@ pub const MAX_DEPTH: usize = 512;
 /// The records. See the module.
 #[derive(Debug)]
 pub struct Store {
-    database: Database,
+    path: PathBuf,
+    /// Held for reading by whoever writes records, for writing only to open the file again; `None` when
+    /// that has failed.
+    database: RwLock<Option<Database>>,
     next_id: AtomicU64,
 }
 
@@ -66,11 +70,12 @@ impl Store {
     /// The file cannot be opened or is no database of ours.
     pub fn open(path: &Path, first_id: u64) -> Result<Self, SnapshotError> {
         let database = Database::create(path).map_err(failed("open the database"))?;
-        let transaction = begin(&database)?;
+        let transaction = database.begin_write().map_err(failed("begin writing"))?;
         let next_id = Writer::new(&transaction)?.next_id()?;
         commit(transaction)?;
         Ok(Self {
-            database,
+            path: path.to_owned(),
+            database: RwLock::new(Some(database)),
             next_id: AtomicU64::new(next_id.max(first_id)),
         })
     }
@@ -242,19 +247,41 @@ impl Store {
     }
 
     fn read(&self) -> Result<Reader, SnapshotError> {
-        Reader::new(
-            &self
-                .database
-                .begin_read()
-                .map_err(failed("begin reading"))?,
-        )
+        let (_open, transaction) = self.begin("begin reading", Database::begin_read)?;
+        Reader::new(&transaction)
+    }
+
+    /// Begins a transaction, on a file that is opened again if it has to be: after an I/O error, of a full
+    /// disk for one, redb refuses everything until then.
+    fn begin<T>(
+        &self,
+        operation: &'static str,
+        begin: impl Fn(&Database) -> Result<T, TransactionError>,
+    ) -> Result<(RwLockReadGuard<'_, Option<Database>>, T), SnapshotError> {
+        let open = self.database.read();
+        match open.as_ref().map(&begin) {
+            Some(Ok(transaction)) => return Ok((open, transaction)),
+            Some(Err(error)) if !is_stuck(&error) => return Err(failed(operation)(error)),
+            _ => drop(open),
+        }
+        let mut closed = self.database.write();
+        // Closed first: the file is locked while it is open.
+        *closed = None;
+        let again = Database::create(&self.path).map_err(failed("open the database again"))?;
+        tracing::warn!(path = %self.path.display(), "the snapshot records were opened again after an I/O error");
+        let transaction = begin(&again).map_err(failed(operation))?;
+        *closed = Some(again);
+        Ok((
+            parking_lot::RwLockWriteGuard::downgrade(closed),
+            transaction,
+        ))
     }
 
     fn write<T>(
         &self,
         change: impl FnOnce(&mut Writer<'_>) -> Result<T, SnapshotError>,
     ) -> Result<T, SnapshotError> {
-        let transaction = begin(&self.database)?;
+        let (_open, transaction) = self.begin("begin writing", Database::begin_write)?;
         let mut writer = Writer::new(&transaction)?;
         let answer = change(&mut writer);
         drop(writer);
@@ -269,8 +296,9 @@ impl Store {
     }
 }
 
-fn begin(database: &Database) -> Result<WriteTransaction, SnapshotError> {
-    database.begin_write().map_err(failed("begin writing"))
+/// Whether redb will go on refusing.
+fn is_stuck(error: &TransactionError) -> bool {
+    matches!(error, TransactionError::Storage(StorageError::PreviousIo))
 }
 
 fn commit(transaction: WriteTransaction) -> Result<(), SnapshotError> {

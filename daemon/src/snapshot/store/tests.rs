@@ -221,3 +221,64 @@ fn a_file_that_is_no_database_is_an_error() {
         Err(SnapshotError::Store { .. })
     ));
 }
+
+/// A file system of a few megabytes; unmounted when dropped.
+struct Small(TempDir);
+
+impl Small {
+    fn mount() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (kind, none) = (Some("tmpfs"), nix::mount::MsFlags::empty());
+        nix::mount::mount(kind, dir.path(), kind, none, Some("size=8m")).unwrap();
+        Self(dir)
+    }
+
+    /// Takes all the space there is; the file that has it.
+    fn fill(&self) -> std::path::PathBuf {
+        let filler = self.0.path().join("filler");
+        let mut file = std::fs::File::create(&filler).unwrap();
+        while std::io::Write::write_all(&mut file, &[0; 4096]).is_ok() {}
+        filler
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let flags = nix::mount::MntFlags::MNT_DETACH;
+        nix::mount::umount2(self.0.path(), flags).unwrap();
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_changes_only_until_there_is_space_again() {
+    let small = Small::mount();
+    let store = Store::open(&small.0.path().join("metadata.redb"), 1).unwrap();
+    insert(&store, "before", Kind::Committed, None);
+    let filler = small.fill();
+    let large = |number: usize| {
+        let mut large = new(&store, &format!("large-{number}"), Kind::Active, None);
+        large.labels.insert("text".to_owned(), "x".repeat(100_000));
+        large
+    };
+    let inserted = (0..200).find_map(|number| Some((number, store.insert(&large(number)).err()?)));
+    let (last, error) = inserted.unwrap();
+    assert!(matches!(error, SnapshotError::Store { .. }), "{error}");
+    for _ in 0..3 {
+        assert!(store.insert(&large(last)).is_err(), "it is still full");
+    }
+
+    std::fs::remove_file(filler).unwrap();
+    store.insert(&large(last)).unwrap();
+    insert(&store, "after", Kind::Active, Some("before"));
+    let keys: Vec<String> = store
+        .list(|_| true)
+        .unwrap()
+        .into_iter()
+        .map(|entry| entry.key)
+        .collect();
+    assert_eq!(
+        keys.len(),
+        last + 3,
+        "what was promised before is there, nothing else: {keys:?}"
+    );
+}
