@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
 use crate::busybox;
-use crate::command::until;
+use crate::command::{command, run, until};
 use crate::containerd::Containerd;
 use crate::ctr::Ctr;
 use crate::distribution::DockerRegistry;
@@ -69,7 +69,21 @@ impl Default for Indexing {
 impl Host {
     /// Starts everything; `config` goes to the daemon.
     pub fn start(config: &str) -> Result<Self> {
+        Self::start_in(Scratch::new()?, config)
+    }
+
+    /// Starts everything, with the daemon's root on a file system of `mebibytes`; where that is mounted.
+    pub fn start_on_small_disk(config: &str, mebibytes: u32) -> Result<(Self, PathBuf)> {
         let scratch = Scratch::new()?;
+        let small = scratch.dir("soci/root")?;
+        let options = format!("size={mebibytes}m,mode=700");
+        run(command("mount")
+            .args(["-t", "tmpfs", "-o", &options, "none"])
+            .arg(&small))?;
+        Ok((Self::start_in(scratch, config)?, small))
+    }
+
+    fn start_in(scratch: Scratch, config: &str) -> Result<Self> {
         let registry = DockerRegistry::start(&scratch)?;
         let containerd = Containerd::start(&scratch)?;
         let snapshotter = Snapshotter::start(&scratch, &containerd, config)?;

@@ -6,12 +6,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use integration::busybox::noise;
-use integration::command::{command, fail, run};
+use integration::command::{command, fail};
 use integration::ctr::Run;
 use integration::host::{Host, Indexing, sha256_hex, small_layers};
 use integration::push::{push, put};
 use integration::registry::{Fault, Match, ScriptedRegistry};
-use integration::{Containerd, DockerRegistry, Layout, Scratch, Snapshotter, busybox, tamper};
+use integration::{Layout, busybox, tamper};
 
 /// On demand only, and quick to give up: what is waited for here is an error.
 const IMPATIENT: &str = "[background_fetch]
@@ -358,22 +358,7 @@ fn a_pull_that_cannot_succeed_says_why_and_leaves_nothing() {
 
 #[test]
 fn a_full_disk_fails_nobody_who_needs_no_space_and_ends_when_there_is_space() {
-    let scratch = Scratch::new().unwrap();
-    let small = scratch.dir("soci/root").unwrap();
-    let mut mount = command("mount");
-    run(mount
-        .args(["-t", "tmpfs", "-o", "size=16m,mode=700", "none"])
-        .arg(&small))
-    .unwrap();
-    let registry = DockerRegistry::start(&scratch).unwrap();
-    let containerd = Containerd::start(&scratch).unwrap();
-    let snapshotter = Snapshotter::start(&scratch, &containerd, IMPATIENT).unwrap();
-    let mut host = Host {
-        containerd,
-        snapshotter,
-        registry,
-        scratch,
-    };
+    let (mut host, small) = Host::start_on_small_disk(IMPATIENT, 16).unwrap();
     let neighbour = Neighbour::start(&host);
     neighbour.assert_unharmed(&mut host);
 

@@ -2,17 +2,15 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use integration::busybox::noise;
-use integration::command::{command, fail, run};
+use integration::command::fail;
 use integration::ctr::Run;
 use integration::host::{Host, sha256_hex, small_layers};
 use integration::push::put;
 use integration::registry::{Fault, Match, ScriptedRegistry};
-use integration::{Containerd, DockerRegistry, Scratch, Snapshotter};
 use nix::sys::signal::Signal;
 
 /// Every image is pulled whole, in small requests.
@@ -152,18 +150,7 @@ fn a_pull_ends_with_whoever_wanted_it() {
 
 #[test]
 fn a_full_disk_ends_a_pull_and_the_next_works_once_there_is_space() {
-    let scratch = Scratch::new().unwrap();
-    let small = scratch.dir("soci/root").unwrap();
-    mount(&small);
-    let registry = DockerRegistry::start(&scratch).unwrap();
-    let containerd = Containerd::start(&scratch).unwrap();
-    let snapshotter = Snapshotter::start(&scratch, &containerd, WHOLE).unwrap();
-    let mut host = Host {
-        containerd,
-        snapshotter,
-        registry,
-        scratch,
-    };
+    let (mut host, small) = Host::start_on_small_disk(WHOLE, 24).unwrap();
     let scene = Scene::new(&host);
     let filler = small.join("filler");
     // Busybox takes about two, the uppermost layer eight.
@@ -183,13 +170,4 @@ fn a_full_disk_ends_a_pull_and_the_next_works_once_there_is_space() {
     host.snapshotter.stop(Signal::SIGINT).unwrap();
     nix::mount::umount2(&small, nix::mount::MntFlags::MNT_DETACH).unwrap();
     host.finish().unwrap();
-}
-
-fn mount(small: &Path) {
-    let mut mount = command("mount");
-    let options = "size=24m,mode=700";
-    run(mount
-        .args(["-t", "tmpfs", "-o", options, "none"])
-        .arg(small))
-    .unwrap();
 }
