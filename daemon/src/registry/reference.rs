@@ -156,7 +156,12 @@ fn parts(text: &str, split_host: SplitHost) -> Result<Reference, &'static str> {
     if !is_repository(repository) {
         return Err("its repository must be lower-case letters, digits and separators");
     }
-    Ok(completed(host, repository, tag, digest))
+    let reference = completed(host, repository, tag, digest);
+    // Completed, a name is longer than it was written, and must still be one.
+    if reference.repository.len() > MAX_REPOSITORY || reference.to_string().len() > MAX_LENGTH {
+        return Err("completed with its host, `library/` and tag, it is too long");
+    }
+    Ok(reference)
 }
 
 fn completed(
@@ -284,6 +289,21 @@ mod tests {
         assert_eq!(pinned.manifest_path(), DIGEST);
         let by_digest = format!("alpine@{DIGEST}").parse::<Reference>().unwrap();
         assert_eq!(by_digest.tag(), None);
+    }
+
+    #[test]
+    fn a_name_that_is_too_long_once_completed_is_refused() {
+        let longest = "u".repeat(MAX_REPOSITORY - "library/".len());
+        let reference = longest.parse::<Reference>().unwrap();
+        assert_eq!(reference.to_string().parse::<Reference>(), Ok(reference));
+        assert!(format!("{longest}u").parse::<Reference>().is_err());
+
+        let host = vec!["h"; 500].join(".");
+        let written = format!("{host}/app");
+        assert!(written.parse::<Reference>().is_ok());
+        let room = MAX_LENGTH - written.len();
+        let longer = format!("{host}/{}app", "a".repeat(room));
+        assert!(longer.parse::<Reference>().is_err());
     }
 
     #[test]
