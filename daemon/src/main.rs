@@ -123,7 +123,7 @@ fn print_config(command: ConfigCommand, arguments: &Arguments) -> Result<()> {
 
 fn check_config(arguments: &Arguments) -> Result<()> {
     let path = arguments.config.as_deref();
-    let name = path.unwrap_or(DEFAULT_PATH.as_ref()).display();
+    let name = path.unwrap_or_else(|| DEFAULT_PATH.as_ref()).display();
     let (_, unknown) = Config::load(path)?;
     for key in &unknown {
         println!("{name}:{}: unknown key {}", key.line, key.key);

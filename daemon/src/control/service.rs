@@ -111,7 +111,7 @@ impl Control for Service {
             images.sort();
             images.dedup();
             api::ReadsResponse {
-                reads: stream::read_messages(&open, &record.reads),
+                reads: stream::read_messages(&open.view.inside.view, &open.layers, &record.reads),
                 left_out: record.left_out,
                 images,
             }
