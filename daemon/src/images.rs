@@ -42,6 +42,8 @@ use crate::view::Views;
 
 pub use self::node_content::NodeContent;
 pub use self::pulls::PullOptions;
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::{manifest::probe, prefetch::probe as probe_prefetch};
 
 /// Limits of preparing layers.
 #[derive(Debug, Clone)]
