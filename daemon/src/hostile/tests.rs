@@ -147,6 +147,12 @@ fn depth_and_repetition_cost_no_more_than_their_length() {
         ] {
             target(unit.repeat(LARGEST / unit.len()).as_bytes());
         }
+        // Limits that hold one by one, and not together.
+        let key = format!("{}=", ["a"; 78].join("."));
+        for open in ["{", "["] {
+            let deep = [open, &key].concat().repeat(70);
+            target(format!("a={deep}1{}", "}".repeat(70)).as_bytes());
+        }
         for seed in seeds(name) {
             target(&seed.repeat(LARGEST / seed.len().max(1)));
         }

@@ -309,7 +309,8 @@ impl Snapshotter {
 
     /// Gives up all views without unmounting them: containers go on seeing them for as long as the
     /// kernel can serve them, and the next process finds them.
-    pub fn abandon(&self) {
+    pub async fn abandon(&self) {
+        self.images.hand_over().await;
         self.local.abandon_all();
     }
 

@@ -73,6 +73,10 @@ impl Store {
     /// The file cannot be opened or is no database of ours.
     pub fn open(path: &Path, first_id: u64) -> Result<Self, SnapshotError> {
         let database = Database::create(path).map_err(failed("open the database"))?;
+        Self::with(database, path, first_id)
+    }
+
+    fn with(database: Database, path: &Path, first_id: u64) -> Result<Self, SnapshotError> {
         let transaction = database.begin_write().map_err(failed("begin writing"))?;
         let next_id = Writer::new(&transaction)?.next_id()?;
         commit(transaction)?;

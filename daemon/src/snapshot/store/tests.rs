@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
+mod power_cut;
+
 use tempfile::TempDir;
 
 use super::*;
