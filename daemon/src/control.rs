@@ -6,6 +6,9 @@ pub mod overlay;
 mod service;
 mod stream;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::service::probe;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

@@ -42,6 +42,11 @@ use crate::view::Views;
 
 pub use self::node_content::NodeContent;
 pub use self::pulls::PullOptions;
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::{manifest::probe, prefetch::probe as probe_prefetch};
+
+/// How long the end of the process waits for answers that cannot come later.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Limits of preparing layers.
 #[derive(Debug, Clone)]
@@ -372,6 +377,16 @@ impl Images for ImageLayers {
         let unused = self.views.settle();
         if unused > 0 {
             tracing::info!(unused, "unmounting adopted views that no snapshot needs");
+        }
+    }
+
+    async fn hand_over(&self) {
+        if !fuse::kernel_resends() {
+            let left = self.views.answered(FAREWELL).await;
+            tracing::info!(
+                unanswered = left,
+                "waited for reads that the next process will not be asked for"
+            );
         }
     }
 

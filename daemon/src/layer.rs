@@ -25,6 +25,7 @@ mod record;
 mod schedule;
 mod source;
 mod store;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod unwritten;
@@ -432,5 +433,21 @@ impl LayerContent for Layer {
         {
             self.request(ahead, Lane::Readahead);
         }
+    }
+
+    fn contradicted(&self, data: UncompressedOffset) {
+        let why = format!("the headers before {data} are not those that its zTOC says\n");
+        let Some(note) = self.proof.condemn(why) else {
+            return;
+        };
+        add(&self.counters.quarantined, 1);
+        tracing::error!(
+            layer = %self.digest, %data,
+            "THE LAYER IS NOT WHAT ITS ZTOC SAYS: in front of a file are other headers. It is quarantined, its \
+             reads fail. Remove the image, and build and push its SOCI index again"
+        );
+        self.engine.spawn(async move {
+            let _ = tokio::task::spawn_blocking(note).await;
+        });
     }
 }

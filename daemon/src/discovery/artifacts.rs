@@ -60,15 +60,10 @@ impl Artifacts {
             Some(bytes) => bytes,
             None => self.registry.manifest(image, &manifest).await?.bytes,
         };
-        let malformed = |detail: String| DiscoveryError::Manifest {
+        named_index(&bytes).map_err(|detail| DiscoveryError::Manifest {
             digest: manifest,
             detail,
-        };
-        let parsed: ImageManifest =
-            serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
-        let named = parsed.annotations.unwrap_or_default().remove(INDEX_DIGEST);
-        let digest = named.map(|text| text.parse()).transpose();
-        digest.map_err(|error| malformed(format!("annotation {INDEX_DIGEST}: {error}")))
+        })
     }
 
     /// The first v1 index among the manifest's referrers.
@@ -151,6 +146,22 @@ impl Artifacts {
             tracing::warn!(%error, "a fetched SOCI artifact could not be stored");
         }
     }
+}
+
+/// The index that a manifest's annotation names, or what is wrong with it.
+fn named_index(manifest: &[u8]) -> Result<Option<Digest>, String> {
+    let parsed: ImageManifest =
+        serde_json::from_slice(manifest).map_err(|error| error.to_string())?;
+    let named = parsed.annotations.unwrap_or_default().remove(INDEX_DIGEST);
+    let digest = named.map(|text| text.parse()).transpose();
+    digest.map_err(|error| format!("annotation {INDEX_DIGEST}: {error}"))
+}
+
+/// For [`crate::hostile`]: some manifest.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn probe(bytes: &[u8]) {
+    let named = named_index(bytes);
+    assert!(named.is_ok() || named.is_err_and(|detail| detail.len() < 1000));
 }
 
 /// What keeps an index and its zTOCs from containerd's garbage collector.

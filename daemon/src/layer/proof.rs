@@ -103,6 +103,18 @@ impl Proof {
         self.state.load(Ordering::Relaxed) == PROVEN
     }
 
+    /// Ends the proof before all is here: the layer is wrong, as `why` says. The note for later processes is
+    /// written by what this returns, which blocks on file I/O; nothing if that is known already.
+    pub(crate) fn condemn(&self, why: String) -> Option<impl FnOnce() + Send + use<>> {
+        let before = self.state.swap(WRONG, Ordering::AcqRel);
+        let path = self.dir.join(QUARANTINE);
+        (before != WRONG).then_some(move || {
+            if let Err(error) = fs::write(&path, why) {
+                tracing::warn!(path = %path.display(), "cannot note what the layer is: {error}");
+            }
+        })
+    }
+
     fn go(&self, from: u8, to: u8) -> bool {
         let moved = self
             .state

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use ztoc::{Entry, EntryKind};
+use ztoc::{Entry, EntryKind, Toc};
 
 use super::finish;
 use super::left_out::{LeftOut, Reason};
 use super::name::{self, Base, PATH_MAX};
-use super::{LayerTree, Metadata, SparseHeaders};
+use super::{LayerTree, Metadata};
 
 /// Symlinks followed on the way to one name; containerd's limit.
 const MAX_LINKS_WALKED: u32 = 255;
@@ -63,7 +63,8 @@ pub(super) struct Builder<'t> {
     link_steps_left: u64,
 }
 
-pub(super) fn build(entries: &[Entry], headers: &SparseHeaders) -> LayerTree {
+/// Builds the tree of `entries`; `toc`, of which they are, tells where their headers lie.
+pub(super) fn build(entries: &[Entry], toc: Option<&Toc>) -> LayerTree {
     let mut builder = Builder::new(entries.len());
     for entry in entries {
         if let Err(reason) = builder.apply(entry) {
@@ -71,7 +72,7 @@ pub(super) fn build(entries: &[Entry], headers: &SparseHeaders) -> LayerTree {
         }
     }
     builder.settle_links();
-    finish::finish(builder, headers)
+    finish::finish(builder, toc)
 }
 
 impl<'t> Builder<'t> {
