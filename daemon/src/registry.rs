@@ -51,6 +51,7 @@ pub use reference::{ParseReferenceError, Reference};
 
 pub(crate) use download::digest_of;
 
+use crate::layer::Link;
 use hosts::{Hosts, Purpose};
 use retry::{Attempts, Subject};
 use transport::{Payload, Transport};
@@ -77,6 +78,8 @@ pub struct Registry {
 struct Shared {
     hosts: Hosts,
     transport: Transport,
+    /// How fast whole layers come.
+    line: Arc<Link>,
 }
 
 /// What came of pushing a manifest.
@@ -96,6 +99,7 @@ impl Registry {
             shared: Arc::new(Shared {
                 hosts: Hosts::new(Arc::new(config), client)?,
                 transport,
+                line: Arc::default(),
             }),
         })
     }
@@ -227,6 +231,10 @@ impl Registry {
         descriptor: &Descriptor,
     ) -> Result<(), RegistryError> {
         referrers::push_tag(self, reference, subject, descriptor).await
+    }
+
+    fn line(&self) -> &Arc<Link> {
+        &self.shared.line
     }
 
     fn transport(&self) -> &Transport {

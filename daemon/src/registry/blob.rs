@@ -76,6 +76,17 @@ impl Blob {
 
     /// The bytes of `range`, which is not empty and lies within the blob.
     pub async fn read(&self, range: Range<u64>) -> Result<Bytes, RegistryError> {
+        let mut attempts = self.attempts(&range).await?;
+        self.over_hosts(&mut attempts, range).await
+    }
+
+    /// The same, from another host than [`Self::read`] begins with if there is one.
+    pub(super) async fn read_elsewhere(&self, range: Range<u64>) -> Result<Bytes, RegistryError> {
+        let mut attempts = self.attempts(&range).await?.from_the_next();
+        self.over_hosts(&mut attempts, range).await
+    }
+
+    async fn attempts(&self, range: &Range<u64>) -> Result<Attempts, RegistryError> {
         let object = format!(
             "bytes {}-{} of blob {}",
             range.start, range.end, self.digest
@@ -88,7 +99,7 @@ impl Blob {
             let detail = format!("the blob has {} bytes: no such range", self.size);
             attempts.failed(Problem::Setup { detail }).await?;
         }
-        self.over_hosts(&mut attempts, range).await
+        Ok(attempts)
     }
 
     async fn over_hosts(

@@ -4,9 +4,9 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use bytes::Bytes;
-use daemon::registry::{Mirror, Problem, Reference, Registry, Share};
+use daemon::registry::{Mirror, Problem, Reference, Registry, RegistryConfig, Share};
 use futures::{StreamExt as _, TryStreamExt as _};
-use integration::registry::{Fault, Match, ScriptedRegistry};
+use integration::registry::{Fault, Match, Recorded, ScriptedRegistry};
 use tokio::sync::Semaphore;
 use ztoc::Digest;
 
@@ -244,4 +244,58 @@ async fn each_range_fails_over_to_the_next_host() {
     let came = in_ranges(&client, &image(&origin, "a"), &blob, share(10_000, 2)).await;
     assert!(came.unwrap() == blob);
     assert_eq!(origin.count("GET", "/blobs/"), 6);
+}
+
+/// Only a second request can bring a range that stalls.
+fn patient() -> RegistryConfig {
+    let mut config = quick();
+    config.http.stall_timeout = Duration::from_secs(3600);
+    config.http.request_timeout = Duration::from_secs(3600);
+    config.http.straggler = Duration::from_millis(50);
+    config
+}
+
+#[tokio::test]
+async fn a_range_that_takes_far_longer_than_the_line_explains_is_asked_for_again() {
+    let registry = ScriptedRegistry::start().await.unwrap();
+    let blob = pattern(1_000_001);
+    registry.put_blob("a", blob.clone());
+    let fourth = Match::path("/blobs/").turns(3..4);
+    registry.script(fourth, Fault::StallBody(1000));
+    let (client, image) = (client(patient()), image(&registry, "a"));
+    let came = in_ranges(&client, &image, &blob, share(100_000, 3)).await;
+    assert!(came.unwrap() == blob);
+    let requests = registry.requests();
+    let same = |request: &&Recorded| request.range == requests[3].range;
+    assert_eq!(requests.iter().filter(same).count(), 2);
+}
+
+#[tokio::test]
+async fn a_straggler_is_asked_of_the_next_host() {
+    let (mirror, origin) = (
+        ScriptedRegistry::start().await.unwrap(),
+        ScriptedRegistry::start().await.unwrap(),
+    );
+    let blob = pattern(1_000_001);
+    for registry in [&mirror, &origin] {
+        registry.put_blob("a", blob.clone());
+    }
+    let fourth = Match::path("/blobs/").turns(3..4);
+    mirror.script(fourth, Fault::StallBody(1000));
+    let mut config = patient();
+    let listed = Mirror {
+        host: format!("http://{}", mirror.host()),
+        insecure: true,
+        request_timeout: Some(Duration::from_secs(3600)),
+    };
+    config.mirrors.insert(origin.host(), vec![listed]);
+    let client = client(config);
+    let came = in_ranges(&client, &image(&origin, "a"), &blob, share(100_000, 3)).await;
+    assert!(came.unwrap() == blob);
+    let asked: Vec<_> = origin
+        .requests()
+        .into_iter()
+        .map(|request| request.range)
+        .collect();
+    assert!(asked.contains(&mirror.requests()[3].range), "{asked:?}");
 }

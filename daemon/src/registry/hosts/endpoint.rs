@@ -144,6 +144,13 @@ impl Endpoint {
         }
     }
 
+    /// The same by HTTPS.
+    pub(super) fn encrypted(mut self) -> Self {
+        // Fails only for schemes that a host never has.
+        let _ = self.base.set_scheme("https");
+        self
+    }
+
     /// The URL of `path` below the repository. A mirror is told whose repository is meant.
     pub(crate) fn url(&self, repository: &str, path: &str) -> Url {
         let mut url = self.base.clone();
