@@ -233,6 +233,12 @@ impl Registry {
         referrers::push_tag(self, reference, subject, descriptor).await
     }
 
+    /// Whether the host that is asked first is known to answer ranges with ranges.
+    async fn serves_ranges(&self, reference: &Reference) -> bool {
+        let hosts = self.shared.hosts.of(reference, Purpose::Pull).await;
+        hosts.is_ok_and(|hosts| hosts.first().is_some_and(|host| host.serves_ranges()))
+    }
+
     fn line(&self) -> &Arc<Link> {
         &self.shared.line
     }

@@ -118,7 +118,7 @@ impl Blob {
 
     async fn once(&self, endpoint: &Arc<Endpoint>, range: Range<u64>) -> Result<Bytes, Problem> {
         if let Some(answer) = self.ask_moved(endpoint, &range).await? {
-            return self.take(answer, range).await;
+            return self.take(endpoint, answer, range).await;
         }
         let answer = self
             .registry
@@ -134,7 +134,7 @@ impl Blob {
         if let Some(url) = moved {
             self.moved.lock().insert(endpoint.key().to_owned(), url);
         }
-        self.take(answer, range).await
+        self.take(endpoint, answer, range).await
     }
 
     /// Asks the remembered URL; `None` without one, or when it has run out. It is forgotten with any failure.
@@ -184,9 +184,18 @@ impl Blob {
         )
     }
 
-    async fn take(&self, answer: Answer, range: Range<u64>) -> Result<Bytes, Problem> {
-        if answer.response.status() == StatusCode::OK && range != (0..self.size) {
-            self.whole.store(true, Ordering::Relaxed);
+    async fn take(
+        &self,
+        endpoint: &Endpoint,
+        answer: Answer,
+        range: Range<u64>,
+    ) -> Result<Bytes, Problem> {
+        if range != (0..self.size) {
+            let served = answer.response.status() != StatusCode::OK;
+            endpoint.answered_range(served);
+            if !served {
+                self.whole.store(true, Ordering::Relaxed);
+            }
         }
         range::read(answer, range, self.size, &self.registry.transport().http).await
     }

@@ -4,6 +4,9 @@
 //! range's bytes any more: so the permits bound requests and memory alike. They are taken
 //! in the order of the ranges, so that the range that is waited for always has its own.
 //!
+//! A host that is not known to serve ranges is asked for one byte first. A pull-through cache answers to every range of
+//! a blob that it does not have yet with the whole: many at a time would be as many transfers.
+//!
 //! A range that is waited for and takes far longer than the line explains is asked for once more, under the same permits;
 //! the answer that comes first counts.
 
@@ -104,6 +107,8 @@ pub(super) fn download(
     futures::stream::try_unfold(ranges, move |mut ranges| async move {
         if whole && ranges.rest.is_none() {
             ranges.continue_in_one().await;
+        } else if ranges.next == 0 && ranges.rest.is_none() {
+            ranges.begin().await.map_err(io::Error::other)?;
         }
         let bytes = ranges.step().await.map_err(io::Error::other)?;
         Ok(bytes.map(|bytes| (bytes, ranges)))
@@ -111,6 +116,22 @@ pub(super) fn download(
 }
 
 impl Ranges {
+    async fn begin(&mut self) -> Result<(), RegistryError> {
+        let alone = self.chunk >= self.blob.size();
+        if alone || self.registry.serves_ranges(&self.reference).await {
+            return Ok(());
+        }
+        let permits = permits(&self.share.permits).await;
+        let download = self.registry.download(&self.reference, &self.blob.digest());
+        if let Some(download) = download.probe().await? {
+            self.rest = Some(Box::new(Rest {
+                download,
+                _permits: permits,
+            }));
+        }
+        Ok(())
+    }
+
     async fn step(&mut self) -> Result<Option<Bytes>, RegistryError> {
         if let Some(rest) = &mut self.rest {
             return rest.download.chunk().await;

@@ -156,11 +156,13 @@ async fn a_blob_comes_in_ranges_and_in_order_whatever_happens_to_them() {
         let (client, image) = (client(quick()), image(&registry, "a"));
         let came = in_ranges(&client, &image, &blob, share(10_000, 3)).await;
         assert!(came.unwrap() == blob, "{fault:?}");
-        let ranges: BTreeSet<_> = registry
+        let mut ranges: BTreeSet<_> = registry
             .requests()
             .into_iter()
             .filter_map(|request| request.range)
             .collect();
+        // One byte tells whether there are any.
+        assert!(ranges.remove("bytes=0-0"));
         assert_eq!(ranges.len(), 11, "{ranges:?}");
     }
 }
@@ -175,6 +177,23 @@ async fn a_host_that_ignores_ranges_is_asked_for_the_rest_in_one_piece() {
     let came = in_ranges(&client, &image, &blob, share(1000, 3)).await;
     assert!(came.unwrap() == blob);
     assert!(registry.count("GET", "/blobs/") <= 5);
+}
+
+#[tokio::test]
+async fn a_cache_that_does_not_have_the_blob_yet_is_asked_once_and_for_ranges_when_it_has() {
+    let registry = ScriptedRegistry::start().await.unwrap();
+    let blob = pattern(100_001);
+    registry.put_blob("a", blob.clone());
+    registry.script(Match::path("/blobs/").once(), Fault::Whole);
+    let (client, image) = (client(quick()), image(&registry, "a"));
+    for (asked, range) in [(1, "bytes=0-0"), (13, "bytes=100000-100000")] {
+        let came = in_ranges(&client, &image, &blob, share(10_000, 3)).await;
+        assert!(came.unwrap() == blob);
+        let requests = registry.requests();
+        assert_eq!(requests.len(), asked);
+        let has = |request: &Recorded| request.range.as_deref() == Some(range);
+        assert!(requests.iter().any(has), "{requests:?}");
+    }
 }
 
 #[tokio::test]
@@ -198,7 +217,8 @@ async fn no_more_is_asked_for_than_there_are_permits_until_what_came_is_given_ba
             registry.count("GET", "/blobs/"),
             permits.available_permits()
         ),
-        (3, 0)
+        (4, 0),
+        "three ranges, after one byte"
     );
     held.remove(0);
     assert_eq!(
@@ -232,7 +252,7 @@ async fn each_range_fails_over_to_the_next_host() {
         registry.put_blob("a", blob.clone());
     }
     // The mirror has the beginning only, as a cache that is being filled.
-    mirror.script(Match::path("/blobs/").turns(4..100), Fault::status(404));
+    mirror.script(Match::path("/blobs/").turns(5..100), Fault::status(404));
     let mut config = quick();
     let listed = Mirror {
         host: format!("http://{}", mirror.host()),
