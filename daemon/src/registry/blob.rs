@@ -82,7 +82,7 @@ impl Blob {
 
     /// The same, from another host than [`Self::read`] begins with if there is one.
     pub(super) async fn read_elsewhere(&self, range: Range<u64>) -> Result<Bytes, RegistryError> {
-        let mut attempts = self.attempts(&range).await?.from_the_next();
+        let mut attempts = self.attempts(&range).await?.next_host_first();
         self.over_hosts(&mut attempts, range).await
     }
 

@@ -68,7 +68,7 @@ impl Attempts {
     }
 
     /// Begins with the host after the first, if there is one.
-    pub(crate) fn from_the_next(mut self) -> Self {
+    pub(crate) fn next_host_first(mut self) -> Self {
         if self.hosts.len() > 1 {
             self.hosts.rotate_left(1);
         }
