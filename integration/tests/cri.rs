@@ -76,7 +76,7 @@ fn a_pod_lives_and_dies_by_cri_on_a_lazy_image_of_many_layers() {
     // The pause image is unpacked, and its program takes a megabyte.
     let used = until("the image file system is in use", COLLECTED, || {
         let all = kubelet.image_file_systems()?;
-        let used = all.first().and_then(|one| one.used_bytes.clone());
+        let used = all.first().and_then(|one| one.used_bytes);
         Ok(used.filter(|used| used.value > 1 << 20))
     });
     used.unwrap();
