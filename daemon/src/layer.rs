@@ -59,6 +59,7 @@ use self::source::Sources;
 
 pub use self::counters::LayerCounters;
 pub use self::engine::LayerOptions;
+pub(crate) use self::link::Link;
 pub use self::pace::FillOptions;
 pub use self::schedule::Lane;
 pub use self::source::{BlobSource, FetchError};

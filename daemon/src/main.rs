@@ -13,9 +13,11 @@ use daemon::app::socket::DEFAULT_ADDRESS;
 use daemon::app::{Address, App, Settings};
 use daemon::config::{Config, DEFAULT_PATH};
 use daemon::control::{self, Control, Inside};
+use daemon::cri::{ImageService, Keychain};
 use daemon::images::ImageLayers;
 use daemon::logging::{self, LogLevel};
 use daemon::metrics::Metrics;
+use daemon::registry::CredentialProvider;
 use daemon::snapshot::images::Images;
 use daemon::view::keeper::HolderClient;
 use daemon::{REVISION, VERSION, view};
@@ -178,8 +180,13 @@ fn serve(arguments: &Arguments) -> Result<()> {
         .build()?;
     let ended = runtime.block_on(async {
         let mut inside = None;
+        let keychain = keychain(&arguments.address, &config);
+        let mut credentials: Vec<Arc<dyn CredentialProvider>> = Vec::new();
+        if let Some(keychain) = &keychain {
+            credentials.push(Arc::new(keychain.clone()));
+        }
         let images = async |root: &Root, metrics: &Arc<Metrics>, keeper| {
-            let images = ImageLayers::start(root.path(), &config, keeper, Vec::new())?;
+            let images = ImageLayers::start(root.path(), &config, keeper, credentials)?;
             let adopted = images.adopt().await?;
             tracing::info!(
                 adopted,
@@ -195,12 +202,26 @@ fn serve(arguments: &Arguments) -> Result<()> {
             Ok(Arc::new(images) as Arc<dyn Images>)
         };
         let app = App::build(&settings, &config, images).await?;
+        let service = Path::new(&config.cri_keychain.image_service_path);
+        let app = app.with_image_service(keychain.map(|known| ImageService::new(service, known)));
         let _control = inside.and_then(|inside| control(&settings.address, inside));
         app.run().await
     });
     // What still blocks after the drain is given up: nothing may keep the process from ending.
     runtime.shutdown_background();
     ended
+}
+
+/// Credentials that the kubelet gives with its pulls, if they are wanted. They are kept beside the socket, in `/run`:
+/// a new daemon knows them, a new boot does not.
+fn keychain(address: &Address, config: &Config) -> Option<Keychain> {
+    let socket = match address {
+        Address::Path(path) => path,
+        Address::Systemd => Path::new(DEFAULT_ADDRESS),
+    };
+    let kept = || socket.with_extension("credentials");
+    let wanted = config.cri_keychain.enable_keychain;
+    wanted.then(|| Keychain::open(&kept()))
 }
 
 /// Serves the control API. Without it the daemon still does its work.
