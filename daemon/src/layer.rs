@@ -13,6 +13,7 @@ mod fetch;
 mod fill;
 mod flight;
 mod hot;
+mod idle;
 mod kept_ztoc;
 mod ledger;
 mod link;
@@ -25,6 +26,7 @@ mod record;
 mod schedule;
 mod source;
 mod store;
+mod tail;
 #[cfg(test)]
 mod tests;
 mod unwritten;
@@ -363,7 +365,12 @@ impl Layer {
         loop {
             match self.flights.join(span, read.map(Arc::clone), ticket) {
                 Joined::Started(origin) => return Some(origin),
-                Joined::Waiting => return None,
+                Joined::Waiting => {
+                    if ticket.lane() != Lane::Fill {
+                        self.engine.decoders.hurry();
+                    }
+                    return None;
+                }
                 Joined::Present => match read {
                     Some(read) if !self.read_present(span, read) => self.distrust(span),
                     _ => return None,

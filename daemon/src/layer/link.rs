@@ -24,6 +24,9 @@ const SMALLEST: u64 = 1 << 20;
 const FEW: usize = 2;
 /// Requests that share the room in flight.
 const SHARES: u64 = 8;
+/// Compressed bytes of the fill that may have come and wait for a CPU before more is asked for: receiving them
+/// takes CPU too.
+const MOST_UNDECODED: u64 = 4 << 20;
 
 /// Measures and counts what is in flight.
 #[derive(Debug, Default)]
@@ -40,6 +43,8 @@ struct State {
     /// Compressed bytes of background work, and in how many requests.
     filling: u64,
     fills: usize,
+    /// Compressed bytes of background work that have come and are not yet decoded.
+    undecoded: u64,
     /// Bytes that have arrived since the start.
     delivered: u64,
     /// Bytes per second, the best.
@@ -65,6 +70,13 @@ pub(crate) struct Passage {
     started: Instant,
     /// What had arrived when it started.
     delivered: u64,
+}
+
+/// Bytes of background work that wait for a CPU; counted until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Undecoded {
+    link: Arc<Link>,
+    bytes: u64,
 }
 
 impl Link {
@@ -125,6 +137,9 @@ impl State {
     }
 
     fn room(&self) -> Option<u64> {
+        if self.undecoded >= MOST_UNDECODED {
+            return None;
+        }
         let capacity = self.capacity().unwrap_or(0);
         let quiet = self.urgent == 0;
         // Twice as much lets the rate be found out while it grows, and hides the gaps between requests.
@@ -170,13 +185,21 @@ impl Epochs {
 }
 
 impl Passage {
-    /// The request has brought `bytes`.
-    pub(crate) fn arrive(self, bytes: u64) {
-        self.arrive_at(bytes, Instant::now());
+    /// The request has brought `bytes`, which are to be decoded.
+    pub(crate) fn arrive(self, bytes: u64) -> Option<Undecoded> {
+        self.arrive_at(bytes, Instant::now())
     }
 
-    fn arrive_at(self, bytes: u64, now: Instant) {
-        self.link.state.lock().arrive(bytes, &self, now);
+    fn arrive_at(self, bytes: u64, now: Instant) -> Option<Undecoded> {
+        let mut state = self.link.state.lock();
+        state.arrive(bytes, &self, now);
+        if self.lane != Lane::Fill {
+            return None;
+        }
+        state.undecoded += bytes;
+        let link = Arc::clone(&self.link);
+        drop(state);
+        Some(Undecoded { link, bytes })
     }
 }
 
@@ -191,6 +214,13 @@ impl Drop for Passage {
             Lane::Demand | Lane::Readahead => state.urgent -= self.bytes,
         }
         drop(state);
+        self.link.arrived.notify_one();
+    }
+}
+
+impl Drop for Undecoded {
+    fn drop(&mut self) {
+        self.link.state.lock().undecoded -= self.bytes;
         self.link.arrived.notify_one();
     }
 }
@@ -249,6 +279,22 @@ mod tests {
         let more = link.depart(capacity, Lane::Demand);
         assert_eq!(link.room(), None, "demand has all of it");
         drop((demand, more));
+        assert!(link.room().is_some());
+    }
+
+    #[test]
+    fn nothing_is_asked_for_while_what_has_come_waits_for_a_cpu() {
+        let (link, _) = fill_up(125_000_000, Duration::from_millis(80), 200);
+        let came = link.depart(MOST_UNDECODED, Lane::Fill);
+        let waits = came.arrive(MOST_UNDECODED);
+        assert_eq!(link.room(), None);
+        drop(waits);
+        assert!(link.room().is_some());
+        let read = link.depart(MOST_UNDECODED, Lane::Demand);
+        assert!(
+            read.arrive(MOST_UNDECODED).is_none(),
+            "what somebody waits for"
+        );
         assert!(link.room().is_some());
     }
 
