@@ -242,8 +242,9 @@ impl Landing {
             Ok(plain) => plain,
             Err(error) => return Err(self.wrong(&error)),
         };
-        add(&layer.counters.spans_decoded, 1);
         let length = plain.len();
+        add(&layer.counters.spans_decoded, 1);
+        add(&layer.counters.bytes_decoded, length as u64);
         self.deliver(plain);
         scratch.used(length);
         Ok(())

@@ -28,6 +28,11 @@ const SHARES: u64 = 8;
 /// takes CPU too.
 const MOST_UNDECODED: u64 = 4 << 20;
 
+/// How long after somebody has asked for something background work leaves him the CPU on a quick line.
+const COURTESY: Duration = Duration::from_millis(100);
+/// What decoding a MiB takes, about (docs/benchmarks.md: 600 MB/s of plain bytes, compressed to a third).
+const DECODING: Duration = Duration::from_millis(5);
+
 /// Measures and counts what is in flight.
 #[derive(Debug, Default)]
 pub(crate) struct Link {
@@ -45,6 +50,8 @@ struct State {
     fills: usize,
     /// Compressed bytes of background work that have come and are not yet decoded.
     undecoded: u64,
+    /// When somebody asked for something last.
+    asked: Option<Instant>,
     /// Bytes that have arrived since the start.
     delivered: u64,
     /// Bytes per second, the best.
@@ -88,7 +95,10 @@ impl Link {
                 state.filling += bytes;
                 state.fills += 1;
             }
-            Lane::Demand | Lane::Readahead => state.urgent += bytes,
+            Lane::Demand | Lane::Readahead => {
+                state.urgent += bytes;
+                state.asked = Some(Instant::now());
+            }
         }
         Passage {
             link: Arc::clone(self),
@@ -101,12 +111,13 @@ impl Link {
 
     /// How many bytes background work may ask for in one more request; `None` while it must wait.
     pub(crate) fn room(&self) -> Option<u64> {
-        self.state.lock().room()
+        self.state.lock().room(Instant::now())
     }
 
     /// Waits until [`Self::room`] may have become larger.
     pub(crate) async fn arrival(&self) {
-        self.arrived.notified().await;
+        // Courtesy ends without an event.
+        let _ = tokio::time::timeout(COURTESY, self.arrived.notified()).await;
     }
 
     /// How long an answer of `bytes` may take with all that is in flight before it, if anything is known.
@@ -136,8 +147,21 @@ impl State {
         u64::try_from(nanos).ok().map(Duration::from_nanos)
     }
 
-    fn room(&self) -> Option<u64> {
-        if self.undecoded >= MOST_UNDECODED {
+    /// Whether a span comes sooner than it is decoded: then it is the CPU that readers wait for, and having bytes
+    /// fetched early does not help them.
+    fn is_quick(&self) -> bool {
+        let (Some(rate), Some(nanos)) = (self.rate.best(), self.delay.best()) else {
+            return false;
+        };
+        let transfer = (1_000_000_000_i64 << 20) / rate.max(1);
+        u128::try_from(transfer.saturating_sub(nanos))
+            .is_ok_and(|nanos| nanos < DECODING.as_nanos())
+    }
+
+    fn room(&self, now: Instant) -> Option<u64> {
+        let asked = self.asked.map(|asked| now.saturating_duration_since(asked));
+        let courteous = asked.is_some_and(|ago| ago < COURTESY) && self.is_quick();
+        if self.undecoded >= MOST_UNDECODED || courteous {
             return None;
         }
         let capacity = self.capacity().unwrap_or(0);
@@ -283,6 +307,22 @@ mod tests {
     }
 
     #[test]
+    fn on_a_quick_line_readers_have_the_cpu_for_themselves_and_on_a_slow_one_the_line_is_used() {
+        for (rate, delay, used) in [
+            (1_000_000_000, 0, false),
+            (1_000_000_000, 20, true),
+            (125_000_000, 0, true),
+        ] {
+            let (link, _) = fill_up(rate, Duration::from_millis(delay), 200);
+            drop(link.depart(10, Lane::Demand));
+            let state = link.state.lock();
+            let now = Instant::now();
+            assert_eq!(state.room(now).is_some(), used, "{rate}, {delay} ms");
+            assert!(state.room(now + COURTESY).is_some(), "nobody asks any more");
+        }
+    }
+
+    #[test]
     fn nothing_is_asked_for_while_what_has_come_waits_for_a_cpu() {
         let (link, _) = fill_up(125_000_000, Duration::from_millis(80), 200);
         let came = link.depart(MOST_UNDECODED, Lane::Fill);
@@ -291,10 +331,9 @@ mod tests {
         drop(waits);
         assert!(link.room().is_some());
         let read = link.depart(MOST_UNDECODED, Lane::Demand);
-        assert!(
-            read.arrive(MOST_UNDECODED).is_none(),
-            "what somebody waits for"
-        );
+        let later = Instant::now() + Duration::from_millis(200);
+        let waits = read.arrive_at(MOST_UNDECODED, later);
+        assert!(waits.is_none(), "what somebody waits for");
         assert!(link.room().is_some());
     }
 
