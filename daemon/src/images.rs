@@ -37,6 +37,7 @@ use crate::snapshot::images::{
     Images, LayerRequest, LazyLayer, LazyRun, MountError, MountedView, NotLazy, Prepared,
 };
 use crate::snapshot::lowers::LowerDirs;
+use crate::snapshot::record::Usage;
 use crate::unpack::Unpacked;
 use crate::view::Views;
 
@@ -381,6 +382,10 @@ impl Images for ImageLayers {
 
     fn mounted(&self, run: &LazyRun, below: &[PathBuf]) -> Option<Arc<dyn MountedView>> {
         self.views.mounted(run, below)
+    }
+
+    fn usage(&self, layer: &Digest) -> std::io::Result<Usage> {
+        self.layers.usage(layer)
     }
 
     fn settle(&self) {

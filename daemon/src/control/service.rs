@@ -217,6 +217,14 @@ fn layer_message(layer: &Layer) -> api::Layer {
         failed_requests: numbers.failed_requests,
         bytes_fetched: numbers.bytes_fetched,
         bad_spans: numbers.bad_spans,
+        spans_decoded: numbers.spans_decoded,
+        bytes_decoded: numbers.bytes_decoded,
+        spans_filled: numbers.spans_filled,
+        spans_evicted: numbers.spans_evicted,
+        stragglers: numbers.stragglers,
+        cold_hits: numbers.cold_hits,
+        bytes_copied: numbers.bytes_copied,
+        bytes_on_disk: layer.held(),
     }
 }
 

@@ -22,6 +22,8 @@ use super::proof;
 use super::record::Origin;
 use super::source::BlobSource;
 use crate::registry::flight::Flights;
+use crate::snapshot::directory;
+use crate::snapshot::record::Usage;
 
 /// Directories not yet, or no longer, a layer's; swept at start.
 const UNFINISHED: &str = ".new-";
@@ -29,6 +31,8 @@ const UNFINISHED: &str = ".new-";
 pub const MAX_ZTOC_SIZE: u64 = 512 << 20;
 /// Largest span accepted, compressed or not, in bytes: it is decoded in memory.
 const MAX_SPAN: u64 = 256 << 20;
+/// Bytes of a zTOC from which on a second thread pays.
+const LARGE_ZTOC: usize = 1 << 20;
 /// How long a layer may be prepared and not yet named by a snapshot.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -279,6 +283,18 @@ impl LayerStore {
         }
     }
 
+    /// What a layer takes on disk: its spans that are here, its zTOC, its records. Nothing if it is not
+    /// stored. Blocks on file I/O.
+    ///
+    /// # Errors
+    /// Its directory cannot be read.
+    pub fn usage(&self, layer: &Digest) -> io::Result<Usage> {
+        match directory::usage(&self.shared.dir(layer)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Usage::default()),
+            measured => measured,
+        }
+    }
+
     /// Plain bytes of all layers on disk.
     pub fn bytes_cached(&self) -> u64 {
         self.shared.engine.ledger.used()
@@ -367,11 +383,10 @@ impl Shared {
         if proof::is_quarantined(&dir) {
             return Err(LayerError::Quarantined { layer, ztoc });
         }
-        let decoded = Ztoc::decode_lean(&bytes, Arc::new(kept));
-        let (toc, spans) = decoded.map_err(|source| no_ztoc(&layer, &ztoc, source))?;
+        let (spans, tree) = decode_verified(&layer, &ztoc, kept, &bytes)?;
         drop(bytes);
         check(&layer, None, &spans)?;
-        let tree = Arc::new(fuse::LayerTree::new(toc));
+        let tree = Arc::new(tree);
         let opened = Layer::open(&dir, layer, &ztoc, spans, tree, Arc::clone(&self.engine))
             .map_err(|source| io_error(&dir, source))?;
         self.engine.ledger.opened(&opened);
@@ -492,10 +507,38 @@ fn read_ztoc(dir: &Path, layer: &Digest) -> Result<(Digest, KeptZtoc, Vec<u8>), 
     let path = dir.join("ztoc");
     let (kept, bytes) =
         KeptZtoc::open(&path, MAX_ZTOC_SIZE).map_err(|source| failed(&path, source))?;
-    if Digest::of(&bytes) != ztoc {
-        return Err(LayerError::Damaged { layer: *layer });
-    }
     Ok((ztoc, kept, bytes))
+}
+
+/// The spans and the names that a zTOC describes. A large one is hashed while it is decoded: decoding is safe
+/// whatever the bytes are, and nothing comes of it if they are not the right ones.
+fn decode_verified(
+    layer: &Digest,
+    ztoc: &Digest,
+    kept: KeptZtoc,
+    bytes: &[u8],
+) -> Result<(SpanTable, fuse::LayerTree), LayerError> {
+    let damaged = || LayerError::Damaged { layer: *layer };
+    let work = || {
+        let decoded = Ztoc::decode_lean(bytes, Arc::new(kept));
+        let (toc, spans) = decoded.map_err(|source| no_ztoc(layer, ztoc, source))?;
+        Ok((spans, fuse::LayerTree::new(toc)))
+    };
+    if bytes.len() < LARGE_ZTOC {
+        return if Digest::of(bytes) == *ztoc {
+            work()
+        } else {
+            Err(damaged())
+        };
+    }
+    std::thread::scope(|scope| {
+        let hash = scope.spawn(|| Digest::of(bytes) == *ztoc);
+        let decoded = work();
+        match hash.join() {
+            Ok(true) => decoded,
+            _ => Err(damaged()),
+        }
+    })
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
