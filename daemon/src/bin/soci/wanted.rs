@@ -11,7 +11,7 @@ use daemon::content::Labels;
 use daemon::registry;
 use serde_json::json;
 use ztoc::index::{self, Prefetch, PrefetchDescriptor, ZtocDescriptor};
-use ztoc::{Digest, Entry, EntryKind, SpanId, UncompressedOffset, Ztoc};
+use ztoc::{Digest, Entry, EntryKind, SpanId, SpanTable, Toc, UncompressedOffset};
 
 use crate::layers::{LayerIndexer, decode, now};
 use crate::member::components;
@@ -68,10 +68,11 @@ impl Wanted {
     }
 }
 
-/// An indexed layer and its zTOC.
+/// An indexed layer and what its zTOC, of either form, tells.
 struct IndexedLayer {
     digest: Digest,
-    ztoc: Ztoc,
+    toc: Toc,
+    spans: SpanTable,
 }
 
 impl LayerIndexer<'_> {
@@ -79,7 +80,7 @@ impl LayerIndexer<'_> {
     /// has is only warned of.
     pub(crate) async fn prefetch(
         &self,
-        ztocs: &[ZtocDescriptor],
+        ztocs: impl IntoIterator<Item = &ZtocDescriptor>,
         wanted: &Wanted,
     ) -> Result<Vec<PrefetchDescriptor>> {
         if wanted.is_empty() {
@@ -90,9 +91,11 @@ impl LayerIndexer<'_> {
             let bytes = self.find_stored(&ztoc.digest).await;
             let bytes =
                 bytes.with_context(|| format!("zTOC {} is gone from the store", ztoc.digest))?;
+            let (toc, spans) = decode(bytes).await?.into_parts();
             layers.push(IndexedLayer {
                 digest: ztoc.layer_digest,
-                ztoc: decode(bytes).await?,
+                toc,
+                spans,
             });
         }
         let lists = self.lists(&layers, wanted)?;
@@ -118,7 +121,7 @@ impl LayerIndexer<'_> {
         for (rank, read) in (0..).zip(wanted.trace.iter().flat_map(|trace| &trace.reads)) {
             let layer = layers.iter().find(|layer| layer.digest == read.layer);
             let Some(layer) = layer else { continue };
-            let spans = covering(&layer.ztoc, read.range());
+            let spans = covering(&layer.spans, read.range());
             let spans = (spans.start.0..spans.end.0).map(|span| (rank, SpanId(span)));
             ranked.entry(layer.digest).or_default().extend(spans);
         }
@@ -127,7 +130,7 @@ impl LayerIndexer<'_> {
             match find(layers, path) {
                 Some((layer, entry)) => {
                     let end = entry.offset.0.saturating_add(entry.size);
-                    let spans = covering(&layer.ztoc, entry.offset..UncompressedOffset(end));
+                    let spans = covering(&layer.spans, entry.offset..UncompressedOffset(end));
                     files.entry(layer.digest).or_default().push(spans);
                 }
                 None => self.progress.note(&format!(
@@ -188,8 +191,7 @@ impl LayerIndexer<'_> {
 }
 
 /// The spans of a range, of which the layer may have less.
-fn covering(ztoc: &Ztoc, range: Range<UncompressedOffset>) -> Range<SpanId> {
-    let spans = ztoc.spans();
+fn covering(spans: &SpanTable, range: Range<UncompressedOffset>) -> Range<SpanId> {
     let end = range.end.0.min(spans.uncompressed_size());
     spans.covering(UncompressedOffset(range.start.0.min(end))..UncompressedOffset(end))
 }
@@ -216,7 +218,7 @@ fn find<'a>(layers: &'a [IndexedLayer], path: &str) -> Option<(&'a IndexedLayer,
 
 /// The last member of that name.
 fn member<'a>(layer: &'a IndexedLayer, wanted: &[Vec<u8>]) -> Option<&'a Entry> {
-    let entries = layer.ztoc.toc().entries();
+    let entries = layer.toc.entries();
     let last = entries.iter().rev();
     last.into_iter()
         .find(|entry| components(&entry.name) == wanted)
