@@ -25,9 +25,11 @@ mod record;
 mod schedule;
 mod source;
 mod store;
+mod stored;
 #[cfg(test)]
 mod tests;
 mod unwritten;
+mod windows;
 
 use std::cell::Cell;
 use std::io;
@@ -55,6 +57,7 @@ use self::proof::Proof;
 use self::readahead::{Streams, WINDOW};
 use self::schedule::{Ticket, compressed};
 use self::source::Sources;
+use self::windows::Windows;
 
 pub use self::counters::LayerCounters;
 pub use self::engine::LayerOptions;
@@ -80,6 +83,8 @@ pub struct Layer {
     cache: SpanCache,
     flights: Flights<Arc<PendingRead>>,
     sources: Sources,
+    /// Where the windows are, if the zTOC is compact.
+    windows: Option<Windows>,
     streams: Streams,
     hot: Hot,
     proof: Proof,
@@ -99,7 +104,7 @@ impl Layer {
         dir: &Path,
         digest: Digest,
         ztoc: &Digest,
-        spans: SpanTable,
+        (spans, windows): (SpanTable, Option<Windows>),
         tree: Arc<LayerTree>,
         engine: Arc<Engine>,
     ) -> io::Result<Arc<Self>> {
@@ -118,6 +123,7 @@ impl Layer {
             cache,
             flights: Flights::new(&claimed),
             sources: Sources::default(),
+            windows,
             streams: Streams::default(),
             hot: Hot::default(),
             proof: Proof::open(dir),

@@ -268,10 +268,11 @@ impl SpanTable {
     }
 
     /// Where in its compact zTOC the window of a span is, in a group with others; `None` if it
-    /// is somewhere else or there is none. Panics if `span` is not below [`Self::count`].
+    /// is somewhere else, or nothing is before the span. Panics if `span` is not below [`Self::count`].
     pub fn window_group(&self, span: SpanId) -> Option<Range<u64>> {
         assert!(span.0 < self.count(), "no span {span}");
-        Some(self.groups()?.range(span.0 as usize))
+        let groups = self.groups().filter(|_| span.0 > 0)?;
+        Some(groups.range(span.0 as usize))
     }
 
     /// Whether `bytes` are those that belong at [`Self::window_group`] of `span`.

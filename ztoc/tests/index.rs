@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use ztoc::Digest;
 use ztoc::index::{
     COMPACT_INDEX, CompactDescriptor, CompactIndex, Descriptor, DocumentError, Head, ImageIndex,
-    IndexError, IndexVersion, IndexedManifest, Manifest, Platform, SociIndex, Subject, annotation,
-    convert,
+    IndexError, IndexVersion, IndexedManifest, Manifest, Platform, SociIndex, Subject,
+    ZtocDescriptor, annotation, convert,
 };
 
 /// The project's own golden files and, where it is there, the larger collection beside the project.

@@ -214,6 +214,7 @@ fn layer_message(layer: &Layer) -> api::Layer {
         failed_requests: numbers.failed_requests,
         bytes_fetched: numbers.bytes_fetched,
         bad_spans: numbers.bad_spans,
+        compact: layer.compact_ztoc().is_some(),
     }
 }
 

@@ -208,6 +208,11 @@ impl GroupedWindows {
 
     /// Writes window `index` to `into`, which has its length.
     pub(crate) fn write(&self, index: usize, into: &mut [u8]) -> Result<(), WindowError> {
+        if index == 0 {
+            // Nothing is before the layer's first byte.
+            into.fill(0);
+            return Ok(());
+        }
         let number = index / GROUP_LEN;
         let packed = self.read(number)?;
         let count = GROUP_LEN.min(self.count - number * GROUP_LEN);

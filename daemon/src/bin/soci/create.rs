@@ -122,7 +122,7 @@ impl Indexes {
             compact: None,
         };
         if !indexed.ztocs.is_empty() {
-            let prefetch = indexer.prefetch(&indexed.ztocs, wanted).await?;
+            let prefetch = indexer.prefetch(&indexed.ztocs, wanted, true).await?;
             indexes.soci = Some(match &subject {
                 Some(subject) => SociIndex::v1(subject, indexed.ztocs, prefetch)?,
                 None => SociIndex::v2(indexed.ztocs, prefetch)?,
@@ -130,7 +130,8 @@ impl Indexes {
         }
         if !indexed.compact.is_empty() {
             let ztocs = indexed.compact.iter().map(|compact| &compact.ztoc);
-            let prefetch = indexer.prefetch(ztocs, wanted).await?;
+            let told = indexes.soci.is_none();
+            let prefetch = indexer.prefetch(ztocs, wanted, told).await?;
             indexes.compact = Some(CompactIndex::new(indexed.compact, prefetch, subject)?);
         }
         Ok(indexes)

@@ -43,18 +43,14 @@ pub(crate) struct Indexed {
     pub(crate) compact: Vec<CompactDescriptor>,
 }
 
-impl Indexed {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.ztocs.is_empty() && self.compact.is_empty()
-    }
-}
-
 /// What came of a layer, and the lines that say so.
 #[derive(Default)]
 struct IndexedLayer {
     ztoc: Option<ZtocDescriptor>,
     compact: Option<CompactDescriptor>,
+    /// The lines are the original's, which programs read: of both forms only the zTOC has one.
     lines: Vec<(String, Value)>,
+    events: Vec<Value>,
 }
 
 /// What is to be stored for a layer.
@@ -78,6 +74,9 @@ impl LayerIndexer<'_> {
         while let Some(layer) = layers.try_next().await? {
             for (line, value) in &layer.lines {
                 self.progress.result(line, value);
+            }
+            for event in &layer.events {
+                self.progress.machine(event);
             }
             indexed.ztocs.extend(layer.ztoc);
             indexed.compact.extend(layer.compact);
@@ -122,9 +121,11 @@ impl LayerIndexer<'_> {
             let head = Head::of(bytes).context("the compact zTOC has no head")?;
             self.store(compact::MEDIA_TYPE, &ztoc, bytes).await?;
             self.remember(&ztoc, self.compact_kind(layer))?;
-            indexed
-                .lines
-                .push(line(layer, "compact ztoc", &ztoc, built.reused));
+            let (line, event) = line(layer, "compact ztoc", &ztoc, built.reused);
+            match indexed.ztoc {
+                Some(_) => indexed.events.push(event),
+                None => indexed.lines.push((line, event)),
+            }
             indexed.compact = Some(CompactDescriptor { ztoc, head });
         }
         Ok(indexed)

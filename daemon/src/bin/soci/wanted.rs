@@ -77,11 +77,12 @@ struct IndexedLayer {
 
 impl LayerIndexer<'_> {
     /// Makes and stores the prefetch artifacts for what is wanted, in the order of `ztocs`. What no layer
-    /// has is only warned of.
+    /// has is only warned of. They are told of and recorded if they are `told`: of two forms only the first.
     pub(crate) async fn prefetch(
         &self,
         ztocs: impl IntoIterator<Item = &ZtocDescriptor>,
         wanted: &Wanted,
+        told: bool,
     ) -> Result<Vec<PrefetchDescriptor>> {
         if wanted.is_empty() {
             return Ok(Vec::new());
@@ -98,14 +99,14 @@ impl LayerIndexer<'_> {
                 spans,
             });
         }
-        let lists = self.lists(&layers, wanted)?;
+        let lists = self.lists(&layers, wanted, told)?;
         let mut made = Vec::new();
         for layer in &layers {
             if let Some(list) = lists.get(&layer.digest) {
-                made.push(self.store_prefetch(&layer.digest, list).await?);
+                made.push(self.store_prefetch(&layer.digest, list, told).await?);
             }
         }
-        if made.is_empty() {
+        if made.is_empty() && told {
             self.progress
                 .note("soci: warning: nothing of what is to be prefetched is in an indexed layer");
         }
@@ -116,6 +117,7 @@ impl LayerIndexer<'_> {
         &self,
         layers: &[IndexedLayer],
         wanted: &Wanted,
+        told: bool,
     ) -> Result<BTreeMap<Digest, Prefetch>> {
         let mut ranked: BTreeMap<Digest, Vec<(u32, SpanId)>> = BTreeMap::new();
         for (rank, read) in (0..).zip(wanted.trace.iter().flat_map(|trace| &trace.reads)) {
@@ -133,6 +135,7 @@ impl LayerIndexer<'_> {
                     let spans = covering(&layer.spans, entry.offset..UncompressedOffset(end));
                     files.entry(layer.digest).or_default().push(spans);
                 }
+                None if !told => {}
                 None => self.progress.note(&format!(
                     "soci: warning: {path}: no indexed layer has such a file; it is not prefetched"
                 )),
@@ -158,13 +161,26 @@ impl LayerIndexer<'_> {
         Ok(lists)
     }
 
-    async fn store_prefetch(&self, layer: &Digest, list: &Prefetch) -> Result<PrefetchDescriptor> {
+    async fn store_prefetch(
+        &self,
+        layer: &Digest,
+        list: &Prefetch,
+        told: bool,
+    ) -> Result<PrefetchDescriptor> {
         let bytes = list.encode();
         let descriptor = registry::Descriptor::of(index::PREFETCH, &bytes);
         for store in &self.stores {
             store
                 .put(&descriptor, bytes.clone().into(), &Labels::new())
                 .await?;
+        }
+        let made = PrefetchDescriptor {
+            digest: descriptor.digest,
+            size: descriptor.size,
+            layer_digest: *layer,
+        };
+        if !told {
+            return Ok(made);
         }
         if let Some(artifacts) = self.artifacts {
             artifacts.put(&Artifact {
@@ -182,11 +198,7 @@ impl LayerIndexer<'_> {
             &format!("Created prefetch artifact for layer {layer}: {digest}"),
             &json!({"event": "prefetch", "layer": layer, "digest": digest, "spans": list.span_count()}),
         );
-        Ok(PrefetchDescriptor {
-            digest,
-            size: descriptor.size,
-            layer_digest: *layer,
-        })
+        Ok(made)
     }
 }
 

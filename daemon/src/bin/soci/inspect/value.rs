@@ -65,7 +65,7 @@ fn layer(layer: &api::Layer) -> Value {
         "hits": layer.hits, "misses": layer.misses, "failed_reads": layer.failed_reads,
         "bytes_served": layer.bytes_served, "registry_requests": layer.requests,
         "failed_requests": layer.failed_requests, "bytes_fetched": layer.bytes_fetched,
-        "bad_spans": layer.bad_spans,
+        "bad_spans": layer.bad_spans, "ztoc": if layer.compact { "compact" } else { "zTOC" },
     })
 }
 

@@ -1,0 +1,151 @@
+//! What is stored for a layer beside its spans: a zTOC, or a compact zTOC of which windows may be missing.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::sync::Arc;
+
+use ztoc::compact::{self, CompactError, InMemory};
+use ztoc::error::DecodeError;
+use ztoc::unit::ByteLen as _;
+use ztoc::{Digest, SpanId, SpanTable, Toc, Ztoc};
+
+use super::kept_ztoc::KeptZtoc;
+use super::record::Origin;
+use super::store::{LayerError, MAX_SPAN, MAX_ZTOC_SIZE, NewLayer, io_error};
+use super::windows::Windows;
+
+/// Checks the zTOC of a layer to be stored, compact or not, and makes its record.
+pub(super) fn described(new: &NewLayer) -> Result<Origin, LayerError> {
+    let (layer, ztoc) = (new.layer, new.ztoc);
+    if !compact::is_compact(&new.bytes) {
+        let decoded = Ztoc::decode(&new.bytes);
+        let decoded = decoded.map_err(|source| no_ztoc(&layer, &ztoc, source))?;
+        check(&layer, new.size, decoded.spans())?;
+        return Ok(Origin::new(new, decoded.spans().compressed_size()));
+    }
+    let decoded = compact::decode(&new.bytes, Arc::new(InMemory::new(Vec::new())));
+    let decoded = decoded.map_err(|source| no_compact(&layer, &ztoc, source))?;
+    if decoded.layer != layer {
+        let actual = decoded.layer;
+        return Err(LayerError::OtherLayer {
+            layer,
+            ztoc,
+            actual,
+        });
+    }
+    check(&layer, new.size, &decoded.spans)?;
+    let head = Digest::of(&new.bytes[..decoded.head_len]);
+    let origin = Origin::new(new, decoded.spans.compressed_size());
+    Ok(origin.with_head(decoded.head_len as u64, head, decoded.blob_len))
+}
+
+fn no_compact(layer: &Digest, ztoc: &Digest, source: CompactError) -> LayerError {
+    LayerError::Compact {
+        layer: *layer,
+        ztoc: *ztoc,
+        source: Box::new(source),
+    }
+}
+
+fn no_ztoc(layer: &Digest, ztoc: &Digest, source: DecodeError) -> LayerError {
+    LayerError::Ztoc {
+        layer: *layer,
+        ztoc: *ztoc,
+        source: Box::new(source),
+    }
+}
+
+/// What a zTOC must fulfil beyond being well-formed.
+pub(super) fn check(
+    layer: &Digest,
+    size: Option<u64>,
+    spans: &SpanTable,
+) -> Result<(), LayerError> {
+    let actual = spans.compressed_size();
+    if let Some(expected) = size.filter(|&expected| expected != actual) {
+        return Err(LayerError::Size {
+            layer: *layer,
+            expected,
+            actual,
+        });
+    }
+    for span in (0..spans.count()).map(SpanId) {
+        let bytes = spans
+            .compressed(span)
+            .byte_len()
+            .max(spans.uncompressed(span).byte_len());
+        if bytes > MAX_SPAN {
+            return Err(LayerError::Span {
+                layer: *layer,
+                span,
+                bytes,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// What is stored for a layer: the zTOC, or the head of a compact zTOC, as it should be.
+pub(super) struct Stored {
+    pub(super) record: Origin,
+    kept: KeptZtoc,
+    bytes: Vec<u8>,
+}
+
+impl Stored {
+    /// Toc, spans, and where the windows are, if they may be missing.
+    pub(super) fn decode(
+        self,
+        layer: &Digest,
+    ) -> Result<(Toc, SpanTable, Option<Windows>), LayerError> {
+        let ztoc = self.record.ztoc();
+        let kept = Arc::new(self.kept);
+        let Some(blob_len) = self.record.blob_len() else {
+            let decoded = Ztoc::decode_lean(&self.bytes, kept);
+            let (toc, spans) = decoded.map_err(|source| no_ztoc(layer, &ztoc, source))?;
+            return Ok((toc, spans, None));
+        };
+        let blob = Arc::clone(&kept);
+        let decoded = compact::decode(&self.bytes, blob);
+        let decoded = decoded.map_err(|source| no_compact(layer, &ztoc, source))?;
+        let windows = Windows::new(kept, ztoc, blob_len);
+        Ok((decoded.toc, decoded.spans, Some(windows)))
+    }
+}
+
+/// Reads it, and compares it with its digest. Blocks on file I/O.
+pub(super) fn read_ztoc(dir: &Path, layer: &Digest) -> Result<Stored, LayerError> {
+    let failed = |path: &Path, source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => LayerError::Missing(*layer),
+        io::ErrorKind::InvalidData => LayerError::Damaged { layer: *layer },
+        _ => io_error(path, source),
+    };
+    let origin = dir.join("origin");
+    let record = Origin::read(&origin, layer).map_err(|source| failed(&origin, source))?;
+    let (len, expected) = match record.head() {
+        Some((len, digest)) => (Some(len), digest),
+        None => (None, record.ztoc()),
+    };
+    let path = dir.join("ztoc");
+    let (kept, bytes) =
+        KeptZtoc::open(&path, len, MAX_ZTOC_SIZE).map_err(|source| failed(&path, source))?;
+    if Digest::of(&bytes) != expected {
+        return Err(LayerError::Damaged { layer: *layer });
+    }
+    Ok(Stored {
+        record,
+        kept,
+        bytes,
+    })
+}
+
+/// Writes `bytes`; the file is as long as `len` says, with zeros at its end.
+pub(super) fn write_synced(path: &Path, bytes: &[u8], len: Option<u64>) -> io::Result<()> {
+    let mut file = File::create_new(path)?;
+    file.write_all(bytes)?;
+    if let Some(len) = len {
+        file.set_len(len)?;
+    }
+    file.sync_all()
+}
