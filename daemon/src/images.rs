@@ -239,8 +239,10 @@ impl ImageLayers {
             reason => Verdict::Whole(reason),
         })?;
         let unpack = |reason| Verdict::Unpack(reason, Some(Arc::clone(&index)));
-        let ztoc = index.ztoc(&request.layer);
-        let ztoc = ztoc.ok_or_else(|| unpack(NotLazy::NoZtoc))?;
+        let forms = index.forms(&request.layer);
+        if forms.is_empty() {
+            return Err(unpack(NotLazy::NoZtoc));
+        }
         self.ztocs.fetch_ahead(&request.image, &index);
         if let Some(prefetcher) = &self.prefetcher {
             prefetcher.begin(&request.image, &index);
@@ -252,7 +254,8 @@ impl ImageLayers {
         if self.is_small(size) {
             return Err(unpack(NotLazy::TooSmall));
         }
-        let stored = self.ztocs.ensure(&request.image, ztoc, size).await;
+        let layer = request.layer;
+        let stored = self.ztocs.ensure(&request.image, layer, forms, size).await;
         stored.map_err(unpack)
     }
 
@@ -287,7 +290,7 @@ impl ImageLayers {
             Err(Verdict::Unpack(reason, index)) => {
                 // Those above that will not be lazy either.
                 let wanted = |layer: &KnownLayer| {
-                    let known = |index: &Arc<SociIndex>| index.ztoc(&layer.digest).is_some();
+                    let known = |index: &Arc<SociIndex>| index.has(&layer.digest);
                     self.is_small(layer.size) || index.as_ref().is_some_and(|index| !known(index))
                 };
                 let done = self.unpack(request, dir, parents, wanted).await;
@@ -446,7 +449,12 @@ impl Opener {
             let blob = self.registry.blob(image, digest, size);
             Arc::new(blob) as Arc<dyn BlobSource>
         };
-        self.layers.open(digest, image.to_string(), source).await
+        let layer = self.layers.open(digest, image.to_string(), source).await?;
+        if let Some((ztoc, size)) = layer.compact_ztoc() {
+            let windows = Arc::new(self.registry.blob(image, &ztoc, size));
+            layer.add_window_source(image.to_string(), windows);
+        }
+        Ok(layer)
     }
 }
 
@@ -461,7 +469,10 @@ fn shown(layer: Arc<Layer>) -> fuse::Layer {
 fn repairable(error: &LayerError) -> bool {
     matches!(
         error,
-        LayerError::Missing(_) | LayerError::Damaged { .. } | LayerError::Ztoc { .. }
+        LayerError::Missing(_)
+            | LayerError::Damaged { .. }
+            | LayerError::Ztoc { .. }
+            | LayerError::Compact { .. }
     )
 }
 

@@ -27,11 +27,13 @@ mod record;
 mod schedule;
 mod source;
 mod store;
+mod stored;
 mod sync;
 mod tail;
 #[cfg(test)]
 mod tests;
 mod unwritten;
+mod windows;
 
 use std::cell::Cell;
 use std::io;
@@ -59,6 +61,7 @@ use self::proof::Proof;
 use self::readahead::{Streams, WINDOW};
 use self::schedule::{Ticket, compressed};
 use self::source::Sources;
+use self::windows::Windows;
 
 pub use self::counters::LayerCounters;
 pub use self::engine::LayerOptions;
@@ -85,6 +88,8 @@ pub struct Layer {
     cache: SpanCache,
     flights: Flights<Arc<PendingRead>>,
     sources: Sources,
+    /// Where the windows are, if the zTOC is compact.
+    windows: Option<Windows>,
     streams: Streams,
     hot: Hot,
     proof: Proof,
@@ -104,7 +109,7 @@ impl Layer {
         dir: &Path,
         digest: Digest,
         ztoc: &Digest,
-        spans: SpanTable,
+        (spans, windows): (SpanTable, Option<Windows>),
         tree: Arc<LayerTree>,
         engine: Arc<Engine>,
     ) -> io::Result<Arc<Self>> {
@@ -123,6 +128,7 @@ impl Layer {
             cache,
             flights: Flights::new(&claimed),
             sources: Sources::default(),
+            windows,
             streams: Streams::default(),
             hot: Hot::default(),
             proof: Proof::open(dir),

@@ -13,7 +13,15 @@ use integration::push::push;
 use integration::{Containerd, DockerRegistry, Image, Layout, Scratch, Soci};
 use serde_json::{Value, json};
 
-const SIZES: [&str; 4] = ["--span-size", "65536", "--min-layer-size", "0"];
+/// Without compact zTOCs: their tests are in `compact.rs`.
+const SIZES: [&str; 6] = [
+    "--span-size",
+    "65536",
+    "--min-layer-size",
+    "0",
+    "--compact",
+    "no",
+];
 const PREFETCH: &str = "application/vnd.amazon.soci.prefetch.v1+json";
 
 /// Parts drop from the last to the first: the directory goes last.

@@ -225,6 +225,7 @@ fn layer_message(layer: &Layer) -> api::Layer {
         cold_hits: numbers.cold_hits,
         bytes_copied: numbers.bytes_copied,
         bytes_on_disk: layer.held(),
+        compact: layer.compact_ztoc().is_some(),
     }
 }
 

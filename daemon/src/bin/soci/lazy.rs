@@ -111,7 +111,10 @@ impl LazyImage {
         let platform = source.choose(&platforms)?.remove(0);
         let found = source.manifest(&platform).await?;
         let content = Arc::new(OciLayoutStore::open_at(&state.join("content"))?);
-        let modes = Modes { v1: true, v2: true };
+        let modes = Modes {
+            v1: true,
+            ..Modes::default()
+        };
         let options = LayerOptions {
             readahead,
             fill: None,
@@ -208,9 +211,9 @@ impl LazyImage {
         let listed = self
             .index
             .as_ref()
-            .and_then(|index| index.ztoc(&layer.digest));
+            .and_then(|index| index.forms(&layer.digest).into_iter().next());
         if self.store.stored(&layer.digest).is_none() {
-            let (ztoc, bytes, size) = match (listed, &self.place) {
+            let (ztoc, bytes, size) = match (&listed, &self.place) {
                 (Some(listed), Place::Registry(_, reference)) => {
                     let bytes = self.discovery.fetch_ztoc(reference, listed).await?;
                     (listed.ztoc, bytes, Some(layer.size))
