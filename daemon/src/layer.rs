@@ -27,10 +27,13 @@ mod record;
 mod schedule;
 mod source;
 mod store;
+mod stored;
+mod sync;
 mod tail;
 #[cfg(test)]
 mod tests;
 mod unwritten;
+mod windows;
 
 use std::cell::Cell;
 use std::io;
@@ -58,9 +61,11 @@ use self::proof::Proof;
 use self::readahead::{Streams, WINDOW};
 use self::schedule::{Ticket, compressed};
 use self::source::Sources;
+use self::windows::Windows;
 
 pub use self::counters::LayerCounters;
 pub use self::engine::LayerOptions;
+pub(crate) use self::link::Link;
 pub use self::pace::FillOptions;
 pub use self::schedule::Lane;
 pub use self::source::{BlobSource, FetchError};
@@ -83,6 +88,8 @@ pub struct Layer {
     cache: SpanCache,
     flights: Flights<Arc<PendingRead>>,
     sources: Sources,
+    /// Where the windows are, if the zTOC is compact.
+    windows: Option<Windows>,
     streams: Streams,
     hot: Hot,
     proof: Proof,
@@ -102,7 +109,7 @@ impl Layer {
         dir: &Path,
         digest: Digest,
         ztoc: &Digest,
-        spans: SpanTable,
+        (spans, windows): (SpanTable, Option<Windows>),
         tree: Arc<LayerTree>,
         engine: Arc<Engine>,
     ) -> io::Result<Arc<Self>> {
@@ -121,6 +128,7 @@ impl Layer {
             cache,
             flights: Flights::new(&claimed),
             sources: Sources::default(),
+            windows,
             streams: Streams::default(),
             hot: Hot::default(),
             proof: Proof::open(dir),
@@ -487,5 +495,21 @@ impl LayerContent for Layer {
                 .runs()
                 .for_each(|run| self.request(run, Lane::Readahead));
         }
+    }
+
+    fn contradicted(&self, data: UncompressedOffset) {
+        let why = format!("the headers before {data} are not those that its zTOC says\n");
+        let Some(note) = self.proof.condemn(why) else {
+            return;
+        };
+        add(&self.counters.quarantined, 1);
+        tracing::error!(
+            layer = %self.digest, %data,
+            "THE LAYER IS NOT WHAT ITS ZTOC SAYS: in front of a file are other headers. It is quarantined, its \
+             reads fail. Remove the image, and build and push its SOCI index again"
+        );
+        self.engine.spawn(async move {
+            let _ = tokio::task::spawn_blocking(note).await;
+        });
     }
 }

@@ -105,6 +105,18 @@ impl Proof {
         self.state.load(Ordering::Relaxed) == PROVEN
     }
 
+    /// Ends the proof before all is here: the layer is wrong, as `why` says. The note for later processes is
+    /// written by what this returns, which blocks on file I/O; nothing if that is known already.
+    pub(crate) fn condemn(&self, why: String) -> Option<impl FnOnce() + Send + use<>> {
+        let before = self.state.swap(WRONG, Ordering::AcqRel);
+        let path = self.dir.join(QUARANTINE);
+        (before != WRONG).then_some(move || {
+            if let Err(error) = fs::write(&path, why) {
+                tracing::warn!(path = %path.display(), "cannot note what the layer is: {error}");
+            }
+        })
+    }
+
     /// Whether it is being made.
     #[cfg(test)]
     pub(crate) fn is_running(&self) -> bool {
@@ -191,7 +203,9 @@ impl Layer {
         let proof = &self.proof;
         let (file, text) = if let Some(actual) = wrong {
             let expected = proof.expected.get().copied().unwrap_or(actual);
-            proof.state.store(WRONG, Ordering::Release);
+            if proof.state.swap(WRONG, Ordering::AcqRel) == WRONG {
+                return;
+            }
             add(&self.counters.quarantined, 1);
             tracing::error!(
                 layer = %self.digest, %expected, %actual,
@@ -200,7 +214,10 @@ impl Layer {
             );
             (QUARANTINE, format!("{actual} instead of {expected}\n"))
         } else {
-            proof.state.store(PROVEN, Ordering::Release);
+            if !proof.go(RUNNING, PROVEN) {
+                // Something else was found wrong meanwhile.
+                return;
+            }
             tracing::debug!(layer = %self.digest, "all of the layer is here and is what the image says");
             (PROOF, String::new())
         };

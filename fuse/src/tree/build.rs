@@ -1,12 +1,12 @@
 //! Applies a layer's members one after another, as containerd's unpacker does.
 
-use ztoc::{Entry, EntryKind};
+use ztoc::{Entry, EntryKind, Toc};
 
 use super::children::Children;
 use super::finish;
 use super::left_out::{LeftOut, Reason};
 use super::name::{self, Base, PATH_MAX};
-use super::{LayerTree, Metadata, SparseHeaders};
+use super::{LayerTree, Metadata};
 
 /// Symlinks followed on the way to one name; containerd's limit.
 const MAX_LINKS_WALKED: u32 = 255;
@@ -65,7 +65,8 @@ pub(super) struct Builder<'t> {
     last_parent: Option<(&'t [u8], DraftIndex)>,
 }
 
-pub(super) fn build(entries: &[Entry], headers: &SparseHeaders) -> LayerTree {
+/// Builds the tree of `entries`; `toc`, of which they are, tells where their headers lie.
+pub(super) fn build(entries: &[Entry], toc: Option<&Toc>) -> LayerTree {
     let mut builder = Builder::new(entries.len());
     for entry in entries {
         if let Err(reason) = builder.apply(entry) {
@@ -73,7 +74,7 @@ pub(super) fn build(entries: &[Entry], headers: &SparseHeaders) -> LayerTree {
         }
     }
     builder.settle_links();
-    finish::finish(builder, headers)
+    finish::finish(builder, toc)
 }
 
 impl<'t> Builder<'t> {

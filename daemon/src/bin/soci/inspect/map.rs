@@ -84,8 +84,13 @@ pub(super) fn text(view: &api::View, spans: &[api::LayerSpans]) -> String {
     for (number, (layer, spans)) in view.layers.iter().zip(spans).enumerate().rev() {
         let _ = writeln!(
             text,
-            "\nlayer {number} {}\n  {} of {} spans of {}, {} requests, {} fetched, {} hits, {} misses",
+            "\nlayer {number} {}{}\n  {} of {} spans of {}, {} requests, {} fetched, {} hits, {} misses",
             layer.digest,
+            if layer.compact {
+                ", by its compact zTOC"
+            } else {
+                ""
+            },
             layer.spans_present,
             layer.spans,
             bytes(layer.uncompressed_size),

@@ -85,6 +85,7 @@ fn layer(layer: &api::Layer) -> Value {
         "bad_spans": layer.bad_spans, "spans_decoded": layer.spans_decoded, "bytes_decoded": layer.bytes_decoded,
         "spans_filled": layer.spans_filled, "spans_evicted": layer.spans_evicted, "stragglers": layer.stragglers,
         "cold_hits": layer.cold_hits, "bytes_copied": layer.bytes_copied, "bytes_on_disk": layer.bytes_on_disk,
+        "ztoc": if layer.compact { "compact" } else { "zTOC" },
     })
 }
 
