@@ -101,7 +101,7 @@ fn start(host: &Host, image: &Published, id: &str) -> Result<String> {
     let script = "wc -c </file >/read; exec sleep 100000";
     let mut command = host.ctr().command();
     command.args(["run", "--detach", "--snapshotter", "soci"]);
-    command.args([&image.reference, id, "/bin/sh", "-c", script]);
+    command.args([image.reference.as_str(), id, "/bin/sh", "-c", script]);
     call(command.stdin(Stdio::null()))?;
     let read = until("a container has read its file", PATIENCE, || {
         let look = ["tasks", "exec", "--exec-id", "look", id, "cat", "/read"];
