@@ -325,13 +325,14 @@ mod tests {
     #[test]
     fn nothing_is_asked_for_while_what_has_come_waits_for_a_cpu() {
         let (link, _) = fill_up(125_000_000, Duration::from_millis(80), 200);
+        // As slowly as it comes through a line that is not quick.
+        let later = Instant::now() + Duration::from_millis(200);
         let came = link.depart(MOST_UNDECODED, Lane::Fill);
-        let waits = came.arrive(MOST_UNDECODED);
+        let waits = came.arrive_at(MOST_UNDECODED, later);
         assert_eq!(link.room(), None);
         drop(waits);
         assert!(link.room().is_some());
         let read = link.depart(MOST_UNDECODED, Lane::Demand);
-        let later = Instant::now() + Duration::from_millis(200);
         let waits = read.arrive_at(MOST_UNDECODED, later);
         assert!(waits.is_none(), "what somebody waits for");
         assert!(link.room().is_some());
