@@ -46,7 +46,9 @@ fn main() -> ExitCode {
 
 fn bench() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
-    let mut megabytes = arguments.iter().filter_map(|argument| argument.parse().ok());
+    let mut megabytes = arguments
+        .iter()
+        .filter_map(|argument| argument.parse().ok());
     let layers = image::layers(megabytes.next_back().unwrap_or(600))?;
     let named = |name: &str| arguments.iter().any(|argument| argument == name);
     let some = LINKS.iter().any(|(_, name, _)| named(name));
