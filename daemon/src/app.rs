@@ -60,6 +60,7 @@ pub struct App {
 #[derive(Debug)]
 struct Signals {
     interrupt: Signal,
+    hangup: Signal,
     terminate: Signal,
 }
 
@@ -148,6 +149,12 @@ impl App {
                     let _ = stopped.await;
                 }),
         );
+        if !fuse::kernel_resends() {
+            tracing::warn!(
+                "this kernel is older than 6.9: a read that waits for the registry when this process is killed \
+                 will not be answered by the next one"
+            );
+        }
         notify(&[sd_notify::NotifyState::Ready]);
         tracing::info!(root = %root.path().display(), "soci-snapshotter-grpc successfully started");
         let why = tokio::select! {
@@ -176,13 +183,20 @@ impl Signals {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
         })
     }
 
     async fn next(&mut self) -> Stop {
-        tokio::select! {
-            _ = self.interrupt.recv() => Stop::Interrupt,
-            _ = self.terminate.recv() => Stop::Terminate,
+        loop {
+            tokio::select! {
+                _ = self.interrupt.recv() => return Stop::Interrupt,
+                _ = self.terminate.recv() => return Stop::Terminate,
+                // A terminal that is closed is no reason to end.
+                _ = self.hangup.recv() => {
+                    tracing::info!("SIGHUP is ignored: the configuration is read at the start only");
+                }
+            }
         }
     }
 }
@@ -208,7 +222,7 @@ async fn drain(
 
 async fn finish(why: Stop, snapshotter: &Snapshotter) {
     match why {
-        Stop::Terminate => snapshotter.abandon(),
+        Stop::Terminate => snapshotter.abandon().await,
         Stop::Interrupt => match tokio::time::timeout(UNMOUNT, snapshotter.close()).await {
             Ok(Ok(())) => tracing::info!("everything is unmounted"),
             Ok(Err(error)) => tracing::warn!(error = chain(&error), "could not unmount"),

@@ -37,11 +37,17 @@ use crate::snapshot::images::{
     Images, LayerRequest, LazyLayer, LazyRun, MountError, MountedView, NotLazy, Prepared,
 };
 use crate::snapshot::lowers::LowerDirs;
+use crate::snapshot::record::Usage;
 use crate::unpack::Unpacked;
 use crate::view::Views;
 
 pub use self::node_content::NodeContent;
 pub use self::pulls::PullOptions;
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::{manifest::probe, prefetch::probe as probe_prefetch};
+
+/// How long the end of the process waits for answers that cannot come later.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Limits of preparing layers.
 #[derive(Debug, Clone)]
@@ -233,8 +239,10 @@ impl ImageLayers {
             reason => Verdict::Whole(reason),
         })?;
         let unpack = |reason| Verdict::Unpack(reason, Some(Arc::clone(&index)));
-        let ztoc = index.ztoc(&request.layer);
-        let ztoc = ztoc.ok_or_else(|| unpack(NotLazy::NoZtoc))?;
+        let forms = index.forms(&request.layer);
+        if forms.is_empty() {
+            return Err(unpack(NotLazy::NoZtoc));
+        }
         self.ztocs.fetch_ahead(&request.image, &index);
         if let Some(prefetcher) = &self.prefetcher {
             prefetcher.begin(&request.image, &index);
@@ -246,7 +254,8 @@ impl ImageLayers {
         if self.is_small(size) {
             return Err(unpack(NotLazy::TooSmall));
         }
-        let stored = self.ztocs.ensure(&request.image, ztoc, size).await;
+        let layer = request.layer;
+        let stored = self.ztocs.ensure(&request.image, layer, forms, size).await;
         stored.map_err(unpack)
     }
 
@@ -281,7 +290,7 @@ impl ImageLayers {
             Err(Verdict::Unpack(reason, index)) => {
                 // Those above that will not be lazy either.
                 let wanted = |layer: &KnownLayer| {
-                    let known = |index: &Arc<SociIndex>| index.ztoc(&layer.digest).is_some();
+                    let known = |index: &Arc<SociIndex>| index.has(&layer.digest);
                     self.is_small(layer.size) || index.as_ref().is_some_and(|index| !known(index))
                 };
                 let done = self.unpack(request, dir, parents, wanted).await;
@@ -378,10 +387,24 @@ impl Images for ImageLayers {
         self.views.mounted(run, below)
     }
 
+    fn usage(&self, layer: &Digest) -> std::io::Result<Usage> {
+        self.layers.usage(layer)
+    }
+
     fn settle(&self) {
         let unused = self.views.settle();
         if unused > 0 {
             tracing::info!(unused, "unmounting adopted views that no snapshot needs");
+        }
+    }
+
+    async fn hand_over(&self) {
+        if !fuse::kernel_resends() {
+            let left = self.views.answered(FAREWELL).await;
+            tracing::info!(
+                unanswered = left,
+                "waited for reads that the next process will not be asked for"
+            );
         }
     }
 
@@ -426,7 +449,12 @@ impl Opener {
             let blob = self.registry.blob(image, digest, size);
             Arc::new(blob) as Arc<dyn BlobSource>
         };
-        self.layers.open(digest, image.to_string(), source).await
+        let layer = self.layers.open(digest, image.to_string(), source).await?;
+        if let Some((ztoc, size)) = layer.compact_ztoc() {
+            let windows = Arc::new(self.registry.blob(image, &ztoc, size));
+            layer.add_window_source(image.to_string(), windows);
+        }
+        Ok(layer)
     }
 }
 
@@ -441,7 +469,10 @@ fn shown(layer: Arc<Layer>) -> fuse::Layer {
 fn repairable(error: &LayerError) -> bool {
     matches!(
         error,
-        LayerError::Missing(_) | LayerError::Damaged { .. } | LayerError::Ztoc { .. }
+        LayerError::Missing(_)
+            | LayerError::Damaged { .. }
+            | LayerError::Ztoc { .. }
+            | LayerError::Compact { .. }
     )
 }
 

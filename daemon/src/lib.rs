@@ -19,6 +19,7 @@ pub mod layer;
 pub mod layout;
 pub mod logging;
 pub mod metrics;
+mod nesting;
 pub mod registry;
 pub mod snapshot;
 pub mod unpack;

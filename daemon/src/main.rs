@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 use daemon::app::root::{DEFAULT_ROOT, Root};
 use daemon::app::socket::DEFAULT_ADDRESS;
 use daemon::app::{Address, App, Settings};
-use daemon::config::Config;
+use daemon::config::{Config, DEFAULT_PATH};
 use daemon::control::{self, Control, Inside};
 use daemon::cri::{ImageService, Keychain};
 use daemon::images::ImageLayers;
@@ -80,6 +80,11 @@ enum ConfigCommand {
     Default,
     /// Prints the configuration in effect, the file's and the defaults, as TOML
     Dump,
+    /// Reads the configuration and says what is wrong with it
+    ///
+    /// Fails if the file is malformed, which the daemon would not start with, or has keys that nobody
+    /// knows, which the daemon ignores: often they are misspelt.
+    Check,
 }
 
 fn main() -> ExitCode {
@@ -112,8 +117,29 @@ fn print_config(command: ConfigCommand, arguments: &Arguments) -> Result<()> {
     let config = match command {
         ConfigCommand::Default => Config::default(),
         ConfigCommand::Dump => Config::load(arguments.config.as_deref())?.0,
+        ConfigCommand::Check => return check_config(arguments),
     };
     std::io::stdout().write_all(config.to_toml()?.as_bytes())?;
+    Ok(())
+}
+
+fn check_config(arguments: &Arguments) -> Result<()> {
+    let path = arguments.config.as_deref();
+    let name = path.unwrap_or_else(|| DEFAULT_PATH.as_ref()).display();
+    let (_, unknown) = Config::load(path)?;
+    for key in &unknown {
+        println!("{name}:{}: unknown key {}", key.line, key.key);
+    }
+    anyhow::ensure!(
+        unknown.is_empty(),
+        "{name} has {} keys that have no meaning; they are ignored",
+        unknown.len()
+    );
+    if path.is_some() || Path::new(DEFAULT_PATH).exists() {
+        println!("{name} is fine");
+    } else {
+        println!("there is no {name}: the defaults are in effect");
+    }
     Ok(())
 }
 

@@ -60,9 +60,13 @@ use transport::{Payload, Transport};
 #[cfg(any(test, fuzzing))]
 pub(crate) mod probes {
     pub(crate) use super::auth::probe as challenge;
+    pub(crate) use super::auth::probe_token as token;
     pub(crate) use super::blob::probe as range;
     pub(crate) use super::credentials::probe as docker_config;
+    pub(crate) use super::credentials::probe_kubelet as kubelet;
     pub(crate) use super::hosts::probe as hosts_file;
+    pub(crate) use super::manifests::probe as manifest;
+    pub(crate) use super::referrers::probe as referrers;
 }
 
 /// Largest manifest or index read, in bytes.

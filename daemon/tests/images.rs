@@ -257,10 +257,7 @@ impl Node {
         let registry = registry.unwrap();
         let content: Arc<dyn ContentStore> =
             Arc::new(OciLayoutStore::open_at(&path("content")).unwrap());
-        let modes = Modes {
-            v1: false,
-            v2: true,
-        };
+        let modes = Modes::default();
         let discovery = Discovery::new(registry.clone(), Arc::clone(&content), modes);
         let sources = Sources {
             registry,

@@ -32,9 +32,6 @@ pub struct Snapshotter {
     manager: Option<Arc<Manager>>,
 }
 
-/// Makes of the command that starts the daemon another one that does.
-pub type Wrap = dyn Fn(&Command) -> Command;
-
 impl Snapshotter {
     /// Starts it below `scratch` for `containerd`, with its root in `root` below that and the lines
     /// of `config` (TOML, top-level keys first) after those that every test needs. [`CONTAINERD`] in it is replaced.
@@ -55,7 +52,7 @@ impl Snapshotter {
 
     /// Starts it by the command that `wrap` makes of its own.
     pub fn start_wrapped(
-        wrap: &Wrap,
+        wrap: &(dyn Fn(&Command) -> Command + '_),
         scratch: &Scratch,
         containerd: &Containerd,
         config: &str,

@@ -23,10 +23,12 @@ use ztoc::{CompressedOffset, Compression, SpanSize};
 
 use super::*;
 
+mod compact;
 mod disk;
 mod early;
 mod evict;
 mod fill;
+mod flights;
 mod interleavings;
 mod model;
 mod power_cut;

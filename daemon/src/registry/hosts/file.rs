@@ -257,6 +257,9 @@ impl HostsFile {
     }
 
     fn parse<T: for<'de> Deserialize<'de>>(&self) -> Result<T, Problem> {
+        if crate::nesting::is_too_deep(&self.text) {
+            return Err(self.error("its tables are nested too deep"));
+        }
         // Its message names the place; its Display would quote the line, which may hold a secret header.
         toml::from_str(&self.text).map_err(|error| self.error(error.message()))
     }
