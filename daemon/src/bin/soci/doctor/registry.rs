@@ -147,9 +147,7 @@ async fn index(
     };
     let layers = &found.manifest.layers;
     let total: u64 = layers.iter().map(|layer| layer.size).sum();
-    let lazy = layers
-        .iter()
-        .filter(|layer| index.has(&layer.digest));
+    let lazy = layers.iter().filter(|layer| index.has(&layer.digest));
     let (count, lazy_bytes) =
         lazy.fold((0, 0), |(count, sum), layer| (count + 1, sum + layer.size));
     let text = format!(
