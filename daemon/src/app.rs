@@ -21,6 +21,7 @@ use self::activation::Passed;
 use self::root::Root;
 pub use self::socket::Address;
 use crate::config::Config;
+use crate::cri::ImageService;
 use crate::error::chain;
 use crate::metrics::{Metrics, MetricsServer};
 use crate::snapshot::images::Images;
@@ -53,11 +54,13 @@ pub struct App {
     metrics: Option<MetricsServer>,
     signals: Signals,
     root: Root,
+    images: Option<ImageService>,
 }
 
 #[derive(Debug)]
 struct Signals {
     interrupt: Signal,
+    hangup: Signal,
     terminate: Signal,
 }
 
@@ -106,7 +109,14 @@ impl App {
             metrics,
             signals,
             root,
+            images: None,
         })
+    }
+
+    /// Serves the runtime interface's image service too, on the same socket.
+    #[must_use]
+    pub fn with_image_service(self, images: Option<ImageService>) -> Self {
+        Self { images, ..self }
     }
 
     /// Serves until SIGINT (everything is unmounted) or SIGTERM (mounts stay).
@@ -121,6 +131,7 @@ impl App {
             metrics,
             mut signals,
             root,
+            images,
         } = self;
         let mut background = JoinSet::new();
         if let Some(metrics) = metrics {
@@ -132,11 +143,18 @@ impl App {
         let mut serving = tokio::spawn(
             Server::builder()
                 .add_service(service)
+                .add_optional_service(images)
                 .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
                     // A sender that went away means the same.
                     let _ = stopped.await;
                 }),
         );
+        if !fuse::kernel_resends() {
+            tracing::warn!(
+                "this kernel is older than 6.9: a read that waits for the registry when this process is killed \
+                 will not be answered by the next one"
+            );
+        }
         notify(&[sd_notify::NotifyState::Ready]);
         tracing::info!(root = %root.path().display(), "soci-snapshotter-grpc successfully started");
         let why = tokio::select! {
@@ -165,13 +183,20 @@ impl Signals {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
         })
     }
 
     async fn next(&mut self) -> Stop {
-        tokio::select! {
-            _ = self.interrupt.recv() => Stop::Interrupt,
-            _ = self.terminate.recv() => Stop::Terminate,
+        loop {
+            tokio::select! {
+                _ = self.interrupt.recv() => return Stop::Interrupt,
+                _ = self.terminate.recv() => return Stop::Terminate,
+                // A terminal that is closed is no reason to end.
+                _ = self.hangup.recv() => {
+                    tracing::info!("SIGHUP is ignored: the configuration is read at the start only");
+                }
+            }
         }
     }
 }
@@ -197,7 +222,7 @@ async fn drain(
 
 async fn finish(why: Stop, snapshotter: &Snapshotter) {
     match why {
-        Stop::Terminate => snapshotter.abandon(),
+        Stop::Terminate => snapshotter.abandon().await,
         Stop::Interrupt => match tokio::time::timeout(UNMOUNT, snapshotter.close()).await {
             Ok(Ok(())) => tracing::info!("everything is unmounted"),
             Ok(Err(error)) => tracing::warn!(error = chain(&error), "could not unmount"),

@@ -6,6 +6,9 @@ pub mod overlay;
 mod service;
 mod stream;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::service::probe;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,6 +18,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use self::service::Service;
+pub use self::stream::read_messages;
 use crate::app::socket;
 use crate::layer::LayerStore;
 use crate::metrics::Metrics;

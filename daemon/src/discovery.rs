@@ -24,6 +24,8 @@ mod index;
 
 use artifacts::Artifacts;
 pub use artifacts::MAX_ZTOC_SIZE;
+#[cfg(any(test, fuzzing))]
+pub(crate) use artifacts::probe;
 pub use index::{IndexError, SociIndex, V1_ARTIFACT_TYPE, V2_ARTIFACT_TYPE, ZtocRef};
 
 /// For how long a failure is answered again without asking.

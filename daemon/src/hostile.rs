@@ -2,6 +2,9 @@
 //! `daemon/fuzz`, and for the property tests below, which run everywhere. What is asserted is that nothing
 //! panics or goes on for ever, and what a caller relies on in whatever is accepted.
 
+mod answers;
+mod calls;
+
 use std::path::Path;
 
 use bytes::Bytes;
@@ -15,6 +18,9 @@ use crate::snapshot::decision::Wanted;
 use crate::snapshot::filter::Filters;
 use crate::snapshot::record::{Entry, Kind, Labels, Record, SnapshotId, Source};
 
+pub use answers::{kubelet, layout, manifest, prefetch, referrers, token};
+pub use calls::{control_call, snapshots_call, stored_record};
+
 /// A parser, by the name of its fuzz target.
 pub type Target = (&'static str, fn(&[u8]));
 
@@ -22,14 +28,23 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] = &[
     ("config", config),
     ("challenge", challenge),
+    ("control_call", control_call),
     ("docker_config", docker_config),
     ("filter", filter),
     ("hosts_file", hosts_file),
     ("index", index),
+    ("kubelet", kubelet),
     ("labels", labels),
+    ("layout", layout),
+    ("manifest", manifest),
+    ("prefetch", prefetch),
     ("range", range),
     ("record", record),
     ("reference", reference),
+    ("referrers", referrers),
+    ("snapshots_call", snapshots_call),
+    ("stored_record", stored_record),
+    ("token", token),
 ];
 
 /// The daemon's configuration file.

@@ -37,11 +37,17 @@ use crate::snapshot::images::{
     Images, LayerRequest, LazyLayer, LazyRun, MountError, MountedView, NotLazy, Prepared,
 };
 use crate::snapshot::lowers::LowerDirs;
+use crate::snapshot::record::Usage;
 use crate::unpack::Unpacked;
 use crate::view::Views;
 
 pub use self::node_content::NodeContent;
 pub use self::pulls::PullOptions;
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::{manifest::probe, prefetch::probe as probe_prefetch};
+
+/// How long the end of the process waits for answers that cannot come later.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Limits of preparing layers.
 #[derive(Debug, Clone)]
@@ -257,6 +263,46 @@ impl ImageLayers {
         size.is_some_and(|size| size < self.options.min_layer_size)
     }
 
+    async fn provide(&self, request: &LayerRequest, dir: &Path, parents: &LowerDirs) -> Prepared {
+        let limit = self.options.prepare_timeout;
+        let tried = tokio::time::timeout(limit, self.lazily(request)).await;
+        let verdict = tried.unwrap_or_else(|_| {
+            Err(Verdict::Whole(NotLazy::Artifact {
+                detail: format!(
+                    "no SOCI index and zTOC from {} within {limit:?}",
+                    request.image.host()
+                ),
+            }))
+        });
+        let (unpacked, reason) = match verdict {
+            Ok(()) => {
+                let (manifests, of) = (Arc::clone(&self.manifests), request.clone());
+                let diff_id = async move { manifests.diff_id(&of).await };
+                self.layers.expect(request.layer, diff_id);
+                return Prepared::Lazy;
+            }
+            Err(Verdict::Defer(reason)) => (false, reason),
+            Err(Verdict::Whole(reason)) => {
+                let ours = self.options.whole != WholeImages::Never;
+                let done = ours && self.unpack(request, dir, parents, |_| true).await;
+                (done, reason)
+            }
+            Err(Verdict::Unpack(reason, index)) => {
+                // Those above that will not be lazy either.
+                let wanted = |layer: &KnownLayer| {
+                    let known = |index: &Arc<SociIndex>| index.has(&layer.digest);
+                    self.is_small(layer.size) || index.as_ref().is_some_and(|index| !known(index))
+                };
+                let done = self.unpack(request, dir, parents, wanted).await;
+                (done, reason)
+            }
+        };
+        match unpacked {
+            true => Prepared::Unpacked { reason },
+            false => Prepared::Deferred { reason },
+        }
+    }
+
     /// Pulls the layer and unpacks it into `dir`, and begins to pull those above that are `wanted`;
     /// `false` if that failed, which is logged.
     async fn unpack(
@@ -309,43 +355,13 @@ async fn move_to(unpacked: Unpacked, dir: &Path, parents: &LowerDirs) -> Result<
 #[async_trait]
 impl Images for ImageLayers {
     async fn prepare(&self, request: &LayerRequest, dir: &Path, parents: &LowerDirs) -> Prepared {
-        let limit = self.options.prepare_timeout;
-        let tried = tokio::time::timeout(limit, self.lazily(request)).await;
-        let verdict = tried.unwrap_or_else(|_| {
-            Err(Verdict::Whole(NotLazy::Artifact {
-                detail: format!(
-                    "no SOCI index and zTOC from {} within {limit:?}",
-                    request.image.host()
-                ),
-            }))
-        });
-        let (unpacked, reason) = match verdict {
-            Ok(()) => {
-                let (manifests, of) = (Arc::clone(&self.manifests), request.clone());
-                let diff_id = async move { manifests.diff_id(&of).await };
-                self.layers.expect(request.layer, diff_id);
-                return Prepared::Lazy;
-            }
-            Err(Verdict::Defer(reason)) => (false, reason),
-            Err(Verdict::Whole(reason)) => {
-                let ours = self.options.whole != WholeImages::Never;
-                let done = ours && self.unpack(request, dir, parents, |_| true).await;
-                (done, reason)
-            }
-            Err(Verdict::Unpack(reason, index)) => {
-                // Those above that will not be lazy either.
-                let wanted = |layer: &KnownLayer| {
-                    let known = |index: &Arc<SociIndex>| index.has(&layer.digest);
-                    self.is_small(layer.size) || index.as_ref().is_some_and(|index| !known(index))
-                };
-                let done = self.unpack(request, dir, parents, wanted).await;
-                (done, reason)
-            }
-        };
-        match unpacked {
-            true => Prepared::Unpacked { reason },
-            false => Prepared::Deferred { reason },
+        // Layers above this one may be on their way: they are wanted as long as this one is.
+        let pull = self.pulls.interest(request);
+        let prepared = self.provide(request, dir, parents).await;
+        if let Some(pull) = pull {
+            pull.over();
         }
+        prepared
     }
 
     async fn mount(
@@ -371,10 +387,24 @@ impl Images for ImageLayers {
         self.views.mounted(run, below)
     }
 
+    fn usage(&self, layer: &Digest) -> std::io::Result<Usage> {
+        self.layers.usage(layer)
+    }
+
     fn settle(&self) {
         let unused = self.views.settle();
         if unused > 0 {
             tracing::info!(unused, "unmounting adopted views that no snapshot needs");
+        }
+    }
+
+    async fn hand_over(&self) {
+        if !fuse::kernel_resends() {
+            let left = self.views.answered(FAREWELL).await;
+            tracing::info!(
+                unanswered = left,
+                "waited for reads that the next process will not be asked for"
+            );
         }
     }
 

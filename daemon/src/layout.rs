@@ -252,7 +252,7 @@ fn read_verified(
     }
 }
 
-fn scan(mut file: File) -> Result<Place, LayoutProblem> {
+fn scan(mut file: impl Read + Seek) -> Result<Place, LayoutProblem> {
     let mut magic = Vec::new();
     Read::by_ref(&mut file).take(4).read_to_end(&mut magic)?;
     if magic.starts_with(&[0x1f, 0x8b]) || magic == [0x28, 0xb5, 0x2f, 0xfd] {
@@ -303,5 +303,19 @@ fn member_name(name: &[u8]) -> MemberName {
             .strip_prefix("blobs/sha256/")
             .and_then(|hex| format!("sha256:{hex}").parse().ok())
             .map_or(MemberName::Other, MemberName::Blob),
+    }
+}
+
+/// For [`crate::hostile`]: some tar.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn probe(tar: &[u8]) {
+    if let Ok(Place::Archive { blobs, index }) = scan(io::Cursor::new(tar)) {
+        assert!(blobs.len() <= MAX_MEMBERS);
+        // Sizes may be anything; reading ends where the file does.
+        let section = |(start, size): (u64, u64)| {
+            let within = |at: u64| usize::try_from(at).map_or(tar.len(), |at| at.min(tar.len()));
+            &tar[within(start)..within(start.saturating_add(size))]
+        };
+        let _ = ImageIndex::parse(section(index));
     }
 }

@@ -9,6 +9,7 @@ pub mod config;
 pub mod containerd;
 pub mod content;
 pub mod control;
+pub mod cri;
 pub mod discovery;
 pub mod error;
 #[cfg(any(test, fuzzing))]
@@ -18,6 +19,7 @@ pub mod layer;
 pub mod layout;
 pub mod logging;
 pub mod metrics;
+mod nesting;
 pub mod registry;
 pub mod snapshot;
 pub mod unpack;

@@ -51,6 +51,7 @@ pub use reference::{ParseReferenceError, Reference};
 
 pub(crate) use download::digest_of;
 
+use crate::layer::Link;
 use hosts::{Hosts, Purpose};
 use retry::{Attempts, Subject};
 use transport::{Payload, Transport};
@@ -59,9 +60,13 @@ use transport::{Payload, Transport};
 #[cfg(any(test, fuzzing))]
 pub(crate) mod probes {
     pub(crate) use super::auth::probe as challenge;
+    pub(crate) use super::auth::probe_token as token;
     pub(crate) use super::blob::probe as range;
     pub(crate) use super::credentials::probe as docker_config;
+    pub(crate) use super::credentials::probe_kubelet as kubelet;
     pub(crate) use super::hosts::probe as hosts_file;
+    pub(crate) use super::manifests::probe as manifest;
+    pub(crate) use super::referrers::probe as referrers;
 }
 
 /// Largest manifest or index read, in bytes.
@@ -77,6 +82,8 @@ pub struct Registry {
 struct Shared {
     hosts: Hosts,
     transport: Transport,
+    /// How fast whole layers come.
+    line: Arc<Link>,
 }
 
 /// What came of pushing a manifest.
@@ -96,6 +103,7 @@ impl Registry {
             shared: Arc::new(Shared {
                 hosts: Hosts::new(Arc::new(config), client)?,
                 transport,
+                line: Arc::default(),
             }),
         })
     }
@@ -227,6 +235,16 @@ impl Registry {
         descriptor: &Descriptor,
     ) -> Result<(), RegistryError> {
         referrers::push_tag(self, reference, subject, descriptor).await
+    }
+
+    /// Whether the host that is asked first is known to answer ranges with ranges.
+    async fn serves_ranges(&self, reference: &Reference) -> bool {
+        let hosts = self.shared.hosts.of(reference, Purpose::Pull).await;
+        hosts.is_ok_and(|hosts| hosts.first().is_some_and(|host| host.serves_ranges()))
+    }
+
+    fn line(&self) -> &Arc<Link> {
+        &self.shared.line
     }
 
     fn transport(&self) -> &Transport {

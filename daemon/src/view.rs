@@ -11,17 +11,18 @@ pub mod holder;
 pub mod keeper;
 mod record;
 mod rights;
+mod share;
 mod sweep;
+mod sync;
 
-use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use fuse::{MountOptions, Session, View};
-use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 use ztoc::Digest;
@@ -30,9 +31,13 @@ use self::keeper::{Keep, Nobody};
 use self::record::ViewRecord;
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::record::probe;
+use self::share::Shares;
 pub use self::sweep::unmount_all;
 use crate::registry::flight::Flights;
 use crate::snapshot::images::{LazyLayer, LazyRun, MountError, MountedView};
+
+/// How soon it is noticed that a read was answered.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// The views that are mounted.
 #[derive(Debug, Clone)]
@@ -44,11 +49,10 @@ pub struct Views {
 struct Shared {
     root: PathBuf,
     options: MountOptions,
-    mounted: Mutex<HashMap<Key, Weak<Mounted>>>,
+    /// Those that an earlier process left are held until the snapshots that need them have been given them.
+    mounted: Shares<Key, Mounted>,
     mounting: Flights<Key, Result<Arc<Mounted>, Failed>>,
     last: AtomicU64,
-    /// Adopted, until the snapshots that need them have been given them.
-    adopted: Mutex<Vec<Arc<Mounted>>>,
     after: Arc<Afterwards>,
 }
 
@@ -127,10 +131,9 @@ impl Views {
             shared: Arc::new(Shared {
                 root: root.to_owned(),
                 options,
-                mounted: Mutex::default(),
+                mounted: Shares::new(),
                 mounting: Flights::new(),
                 last: AtomicU64::new(last),
-                adopted: Mutex::default(),
                 after: Arc::new(Afterwards {
                     keeper,
                     runtime,
@@ -163,9 +166,7 @@ impl Views {
 
     /// Adopted views that nobody holds by now are unmounted. Answers how many.
     pub fn settle(&self) -> usize {
-        let adopted = std::mem::take(&mut *self.shared.adopted.lock());
-        let unused = adopted.iter().filter(|view| Arc::strong_count(view) == 1);
-        unused.count()
+        self.shared.mounted.settle()
     }
 
     /// Waits until every view whose handles are gone is unmounted. If that leaves none, the keeper ends.
@@ -215,6 +216,22 @@ impl Views {
             .map_err(MountError::from)
     }
 
+    /// Waits until every read that has come is answered, but no longer than `limit`. Answers how many are not.
+    pub async fn answered(&self, limit: Duration) -> u64 {
+        let until = tokio::time::Instant::now() + limit;
+        loop {
+            let open = self.open();
+            let left = open
+                .iter()
+                .map(|view| view.inside.counters.unanswered_reads());
+            let left = left.sum();
+            if left == 0 || tokio::time::Instant::now() >= until {
+                return left;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
     /// From now on views stay mounted when their last handle goes: the daemon is about to be started again,
     /// and containers keep their root.
     pub fn leave_mounted(&self) {
@@ -223,10 +240,7 @@ impl Views {
 
     /// The mounted views, to be looked into.
     pub fn open(&self) -> Vec<OpenView> {
-        let mounted = self.shared.mounted.lock();
-        let alive = mounted
-            .iter()
-            .filter_map(|(key, view)| Some((key, view.upgrade()?)));
+        let alive = self.shared.mounted.alive().into_iter();
         alive
             .filter_map(|((_, below), view)| {
                 let inside = view.session.as_ref()?.inspection().clone();
@@ -234,7 +248,7 @@ impl Views {
                     id: view.path.file_name()?.to_str()?.parse().ok()?,
                     path: view.path.clone(),
                     layers: view.layers.clone(),
-                    below: below.clone(),
+                    below,
                     inside,
                 })
             })
@@ -243,10 +257,9 @@ impl Views {
 
     /// The mount points, and the layers that each shows.
     pub fn list(&self) -> Vec<(PathBuf, Vec<Digest>)> {
-        let mounted = self.shared.mounted.lock();
-        let alive = mounted.values().filter_map(Weak::upgrade);
+        let alive = self.shared.mounted.alive().into_iter();
         alive
-            .map(|view| (view.path.clone(), view.layers.clone()))
+            .map(|(_, view)| (view.path.clone(), view.layers.clone()))
             .collect()
     }
 }
@@ -254,7 +267,7 @@ impl Views {
 impl Shared {
     /// The mounted view of `key`, unless somebody else has unmounted it.
     fn find(&self, key: &Key) -> Option<Arc<Mounted>> {
-        let mounted = self.mounted.lock().get(key)?.upgrade()?;
+        let mounted = self.mounted.find(key)?;
         let alive = mounted.session.as_ref().is_some_and(Session::is_alive);
         alive.then_some(mounted)
     }
@@ -309,16 +322,13 @@ impl Shared {
 
     /// Makes a mounted view known to those who ask for it.
     fn publish(&self, key: Key, path: PathBuf, session: Session) -> Arc<Mounted> {
-        let mounted = Arc::new(Mounted {
+        let mounted = Mounted {
             layers: key.0.clone(),
             session: Some(session),
             path,
             after: Arc::clone(&self.after),
-        });
-        let mut all = self.mounted.lock();
-        all.retain(|_, view| view.strong_count() > 0);
-        all.insert(key, Arc::downgrade(&mounted));
-        mounted
+        };
+        self.mounted.publish(key, mounted)
     }
 }
 
@@ -392,3 +402,6 @@ fn again(error: &io::Error) -> io::Error {
         None => io::Error::new(error.kind(), error.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests;

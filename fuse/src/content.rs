@@ -26,6 +26,12 @@ pub trait LayerContent: Send + Sync + 'static {
         let _ = file;
         self.read(range, reply);
     }
+
+    /// The layer has something else in front of `data` than the headers of the file that is said to begin
+    /// there: its table of contents is not to be believed.
+    fn contradicted(&self, data: UncompressedOffset) {
+        let _ = data;
+    }
 }
 
 /// The answer to one read, given exactly once; dropping it unanswered answers [`ReadError::Unavailable`].

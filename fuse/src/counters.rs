@@ -54,6 +54,7 @@ pub struct Counters {
     requests: [AtomicU64; Operation::ALL.len()],
     failures: [AtomicU64; Operation::ALL.len()],
     read_bytes: AtomicU64,
+    answered_reads: AtomicU64,
 }
 
 impl Counters {
@@ -68,6 +69,12 @@ impl Counters {
         self.failures[operation as usize].load(Ordering::Relaxed)
     }
 
+    /// Reads that have come and are not answered.
+    pub fn unanswered_reads(&self) -> u64 {
+        let answered = self.answered_reads.load(Ordering::Acquire);
+        self.requests(Operation::Read).saturating_sub(answered)
+    }
+
     /// Bytes of file data given.
     pub fn read_bytes(&self) -> u64 {
         self.read_bytes.load(Ordering::Relaxed)
@@ -79,6 +86,10 @@ impl Counters {
 
     pub(crate) fn failed(&self, operation: Operation) {
         self.failures[operation as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn answered_read(&self) {
+        self.answered_reads.fetch_add(1, Ordering::Release);
     }
 
     pub(crate) fn gave(&self, bytes: usize) {

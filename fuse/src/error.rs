@@ -27,6 +27,8 @@ pub(crate) enum Error {
     NotServed,
     #[error("the file's sparse map cannot be read")]
     SparseMap,
+    #[error("the tar headers in front of the file are not those of its entry")]
+    Headers,
     #[error("the layer gave another number of bytes than asked for")]
     WrongLength,
     #[error("the file system behind the layers cannot be asked for its size")]
@@ -42,6 +44,7 @@ impl Error {
             self,
             Self::Stale
                 | Self::SparseMap
+                | Self::Headers
                 | Self::WrongLength
                 | Self::Statfs
                 | Self::Read(ReadError::Unavailable)
@@ -62,6 +65,7 @@ impl From<Error> for Errno {
             Error::NoAttributes | Error::NotServed => Self::ENOSYS,
             Error::Read(ReadError::Interrupted) => Self::EINTR,
             Error::SparseMap
+            | Error::Headers
             | Error::WrongLength
             | Error::Statfs
             | Error::Read(ReadError::Unavailable) => Self::EIO,

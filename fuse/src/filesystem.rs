@@ -242,12 +242,15 @@ impl Filesystem for ViewFilesystem {
         self.came(Operation::Read, ino, b"");
         let node = match self.view.node(ino) {
             Ok(node) => node,
-            Err(error) => return reply.error(self.errno(Operation::Read, error)),
+            Err(error) => {
+                reply.error(self.errno(Operation::Read, error));
+                return self.counters.answered_read();
+            }
         };
         let counters = Arc::clone(&self.counters);
         let reading = self.accesses.came(ino.0, offset, size);
-        self.view
-            .read(node, offset, size, move |outcome| match outcome {
+        self.view.read(node, offset, size, move |outcome| {
+            match outcome {
                 Ok(bytes) => {
                     counters.gave(bytes.len());
                     reply.data(bytes);
@@ -261,7 +264,9 @@ impl Filesystem for ViewFilesystem {
                     reply.error(error.into());
                     reading.ended(true);
                 }
-            });
+            }
+            counters.answered_read();
+        });
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {

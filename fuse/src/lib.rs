@@ -25,6 +25,7 @@ pub use crate::counters::{Counters, Operation};
 pub use crate::explain::{Inspection, Origin};
 pub use crate::merge::{Layer, View};
 pub use crate::session::{
-    KernelOffer, MountOptions, OfferError, Session, adopt, detach, device_number_at, mount,
+    KernelOffer, MountOptions, OfferError, Session, adopt, detach, device_number_at,
+    kernel_resends, mount,
 };
 pub use crate::tree::LayerTree;

@@ -1,9 +1,11 @@
 //! From a file's bytes to a layer's bytes.
 
+mod headers;
 mod sparse;
 
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 
 use ztoc::UncompressedOffset;
 use ztoc::unit::ByteLen;
@@ -12,7 +14,7 @@ use crate::content::{LayerContent, ReadReply};
 use crate::error::Error;
 use crate::inode::Node;
 use crate::merge::View;
-use crate::tree::Body;
+use crate::tree::{Body, Headers};
 
 /// Takes the bytes of one read, on whatever thread has them.
 pub(crate) trait Answer: FnOnce(Result<&[u8], Error>) + Send + 'static {}
@@ -29,15 +31,33 @@ impl View {
                 if range.is_empty() {
                     return answer(Ok(&[]));
                 }
-                match (in_tar(*offset, &(0..*size)), in_tar(*offset, &range)) {
-                    (Some(file), Some(range)) => exactly_in(&*layer.content, file, range, answer),
-                    _ => answer(Err(Error::WrongLength)),
+                let whole = in_tar(*offset, &(0..*size)).zip(in_tar(*offset, &range));
+                let Some((file, range)) = whole else {
+                    return answer(Err(Error::WrongLength));
+                };
+                match layer.tree.header_check(node.inode).state() {
+                    Headers::Right => exactly_in(&*layer.content, file, range, answer),
+                    Headers::Unread(length) if range.start == file.start => {
+                        headers::with(layer, node.inode, length, &file, range.end, answer);
+                    }
+                    _ => {
+                        let content = Arc::clone(&layer.content);
+                        headers::before(layer, node.inode, *offset, move |right| match right {
+                            Ok(()) => exactly_in(&*content, file, range, answer),
+                            Err(error) => answer(Err(error)),
+                        });
+                    }
                 }
             }
             Body::Sparse(number) => {
-                let file = layer.tree.sparse(*number);
-                let range = clip(position, len, file.entry.size);
-                sparse::read(layer, *number, range, answer);
+                let number = *number;
+                let entry = &layer.tree.sparse(number).entry;
+                let range = clip(position, len, entry.size);
+                let own = layer.clone();
+                headers::before(layer, node.inode, entry.offset, move |right| match right {
+                    Ok(()) => sparse::read(&own, number, range, answer),
+                    Err(error) => answer(Err(error)),
+                });
             }
             Body::Directory(_) => answer(Err(Error::IsADirectory)),
             _ => answer(Err(Error::NotAFile)),

@@ -95,6 +95,19 @@ pub fn mount(view: View, mountpoint: &Path, options: &MountOptions) -> io::Resul
     })
 }
 
+/// Whether this kernel gives requests that a dead process has taken to the next one (`FUSE_NOTIFY_RESEND`).
+pub fn kernel_resends() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease");
+    release.is_ok_and(|release| resends(&release))
+}
+
+/// Since Linux 6.9.
+fn resends(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut next = || numbers.next().and_then(|text| text.parse::<u32>().ok());
+    next().zip(next()).is_some_and(|version| version >= (6, 9))
+}
+
 /// Takes over a view that another process mounted at `mountpoint` and left, by ending or by being
 /// killed. `view` must be of the same layers; `device` is that mount's [`Session::descriptor`] and
 /// `offer` its [`Session::offer`]. Who reads in the meantime waits; requests that the other
@@ -281,6 +294,21 @@ impl Drop for Session {
         let deadline = Instant::now() + FAREWELL;
         while self.is_alive() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_resend_since_6_9() {
+        for release in ["6.9.0", "6.12.1-amd64", "7.0\n", "10.1"] {
+            assert!(resends(release), "{release}");
+        }
+        for release in ["6.8.12", "5.15.0-1-generic", "6", "", "x.y"] {
+            assert!(!resends(release), "{release}");
         }
     }
 }

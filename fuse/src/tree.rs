@@ -4,7 +4,9 @@
 //! gives the same numbers: node ids must mean the same to a process that takes a mount over.
 
 mod build;
+mod children;
 mod finish;
+mod headers;
 mod left_out;
 mod name;
 #[cfg(test)]
@@ -12,19 +14,21 @@ pub(crate) mod sample;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use ztoc::toc::{Extent, FileData, Timestamp};
+use ztoc::toc::{Extent, Timestamp};
 use ztoc::{Entry, Toc, UncompressedOffset};
 
+pub(crate) use crate::tree::headers::{HeaderCheck, Headers};
 pub(crate) use crate::tree::name::components;
 
 /// What one layer contributes to a view: its names, attributes and where the bytes lie.
 pub struct LayerTree {
     inodes: Box<[Inode]>,
+    /// As many; only those of regular files say something.
+    headers: Box<[HeaderCheck]>,
     /// The directories' entries; each directory's are a run, ascending by name.
     dirents: Box<[Dirent]>,
     /// Names and symlink targets, one after another.
@@ -187,23 +191,12 @@ pub(crate) struct SparseFile {
     pub(crate) map: OnceLock<Arc<[Extent]>>,
 }
 
-/// Where the headers of the sparse files begin whose map lies there, by the data's position.
-type SparseHeaders = HashMap<UncompressedOffset, UncompressedOffset>;
-
-fn sparse_headers(toc: &Toc) -> SparseHeaders {
-    let with_index = toc.entries().iter().enumerate();
-    let mapped = with_index.filter(|(_, entry)| matches!(entry.data(), FileData::MapInArchive(_)));
-    mapped
-        .filter_map(|(index, entry)| Some((entry.offset, toc.header_offset(index)?)))
-        .collect()
-}
-
 impl LayerTree {
     /// Builds the tree of a layer, the members applied one after another as containerd does.
     /// Never fails: what no file system could hold (a name too long, a parent that is a file, a
     /// hard link to nothing) is left out and reported in the log once.
     pub fn new(toc: Toc) -> Self {
-        build::build(toc.entries(), &sparse_headers(&toc))
+        build::build(toc.entries(), Some(&toc))
     }
 
     /// The number of inodes.
@@ -214,6 +207,11 @@ impl LayerTree {
     /// The inode `index`, if there is one.
     pub(crate) fn get(&self, index: InodeIndex) -> Option<&Inode> {
         self.inodes.get(index.position())
+    }
+
+    /// What the headers of `index` must say.
+    pub(crate) fn header_check(&self, index: InodeIndex) -> &HeaderCheck {
+        &self.headers[index.position()]
     }
 
     /// The inode `index`, which must be one of this tree's.

@@ -137,6 +137,52 @@ fn an_image_whose_ztocs_are_not_what_they_should_be_runs_all_the_same() {
     host.finish().unwrap();
 }
 
+#[test]
+fn a_ztoc_that_lies_about_its_files_gives_errors_and_no_wrong_bytes() {
+    let mut host = Host::start(IMPATIENT).unwrap();
+    let neighbour = Neighbour::start(&host);
+    let tars = [("first-one", "1\n"), ("other-one", "2\n")]
+        .map(|(name, content)| busybox::file_layer(name, content.as_bytes()).unwrap());
+    // Two zero blocks end a tar; without them the next one goes on.
+    let tar = [&tars[0][..tars[0].len() - 1024], &tars[1]].concat();
+    let layout = host.layout("honest").unwrap();
+    let mut layers = small_layers(&layout, &[]).unwrap();
+    layers.push(layout.add_gzip_layer(&tar).unwrap());
+    layout.add_image(&layers, &["sh"], "latest").unwrap();
+    let indexed = host
+        .index(&layout, "honest-indexed", Indexing::default())
+        .unwrap();
+    // Each file has the place of the other one.
+    let swap = |all: Vec<Vec<u8>>| {
+        let swapped = all.into_iter().map(|mut ztoc| {
+            for at in 0..ztoc.len().saturating_sub(9) {
+                match &ztoc[at..at + 9] {
+                    b"first-one" => ztoc[at..at + 9].copy_from_slice(b"other-one"),
+                    b"other-one" => ztoc[at..at + 9].copy_from_slice(b"first-one"),
+                    _ => {}
+                }
+            }
+            ztoc
+        });
+        swapped.collect()
+    };
+    let lying = tamper::ztocs(&indexed, &host.scratch.path().join("lying"), swap).unwrap();
+    let reference = host.registry.reference("lying:latest");
+    push(&lying, &reference).unwrap();
+    host.soci().unwrap().rpull(&reference).unwrap();
+    let script = "cat /first-one; cat /other-one; echo still here";
+    let container = Run::shell(&reference, "lying", script);
+    let output = host.ctr().run_command(container).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "still here\n");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("Input/output error"), "{said}");
+    let log = host.snapshotter.log();
+    assert!(log.contains("NOT WHAT ITS ZTOC SAYS"), "{log}");
+    assert!(log.contains(&layers[1].digest), "{log}");
+    neighbour.assert_unharmed(&mut host);
+    host.finish().unwrap();
+}
+
 fn flip_every_100th(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes.iter_mut().step_by(100).for_each(|byte| *byte ^= 0x55);
     bytes

@@ -6,8 +6,8 @@ use std::ops::Range;
 
 pub use self::timestamp::Timestamp;
 use crate::error::{DecodeError, EntryError, SparseError};
-use crate::tar::BLOCK_LEN;
 use crate::tar::sparse::{self, MAX_MAP_LEN, Region, SparseMap};
+use crate::tar::{BLOCK_LEN, Scanner};
 use crate::unit::UncompressedOffset;
 
 /// What a tar member is. The file type comes from here alone, never from the mode.
@@ -120,6 +120,13 @@ pub struct Toc {
 }
 
 impl Entry {
+    /// The entry of the member whose headers are `bytes`, all of them: from the end of the member before to
+    /// where the data begins. `None` if they are anything else.
+    pub fn of_headers(bytes: &[u8]) -> Option<Self> {
+        let (taken, entry) = Scanner::new().step(bytes).ok()?;
+        entry.filter(|_| taken == bytes.len())
+    }
+
     /// Extended attributes: the `SCHILY.xattr.` records, prefix removed.
     pub fn xattrs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.pax.iter().filter_map(|(key, value)| {

@@ -30,6 +30,13 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<(Config, Vec<UnknownKey>)
         line: line(text, error.span().map_or(0, |span| span.start)),
         detail: error.message().to_owned(),
     };
+    if crate::nesting::is_too_deep(text) {
+        return Err(ConfigError::Malformed {
+            path: path.to_owned(),
+            line: 1,
+            detail: String::from("its tables are nested too deep"),
+        });
+    }
     let table = DeTable::parse(text).map_err(malformed)?;
     let span = table.span();
     let table = fold(table.into_inner()).map_err(|(key, at)| ConfigError::Malformed {

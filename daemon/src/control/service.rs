@@ -23,6 +23,9 @@ pub(super) struct Service {
     inside: Inside,
 }
 
+/// Longest path that is looked for, in bytes: the kernel's own limit.
+const MAX_PATH: usize = 4096;
+
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Service {
@@ -111,7 +114,7 @@ impl Control for Service {
             images.sort();
             images.dedup();
             api::ReadsResponse {
-                reads: stream::read_messages(&open, &record.reads),
+                reads: stream::read_messages(&open.view.inside.view, &open.layers, &record.reads),
                 left_out: record.left_out,
                 images,
             }
@@ -214,6 +217,14 @@ fn layer_message(layer: &Layer) -> api::Layer {
         failed_requests: numbers.failed_requests,
         bytes_fetched: numbers.bytes_fetched,
         bad_spans: numbers.bad_spans,
+        spans_decoded: numbers.spans_decoded,
+        bytes_decoded: numbers.bytes_decoded,
+        spans_filled: numbers.spans_filled,
+        spans_evicted: numbers.spans_evicted,
+        stragglers: numbers.stragglers,
+        cold_hits: numbers.cold_hits,
+        bytes_copied: numbers.bytes_copied,
+        bytes_on_disk: layer.held(),
         compact: layer.compact_ztoc().is_some(),
     }
 }
@@ -230,9 +241,9 @@ fn container_message(overlay: &Overlay) -> api::Container {
 }
 
 fn explain(open: &Open, path: &[u8]) -> Result<api::ExplainResponse, Status> {
-    let found = open.view.inside.view.explain(path);
+    let found = find(&open.view.inside.view, path);
     let (path, origin) = found.ok_or_else(|| {
-        let path = path.escape_ascii();
+        let path = path[..path.len().min(MAX_PATH)].escape_ascii();
         Status::not_found(format!("{path}: no lazy layer of the view has this"))
     })?;
     let layer = open.layers.get(origin.layer);
@@ -255,6 +266,31 @@ fn explain(open: &Open, path: &[u8]) -> Result<api::ExplainResponse, Status> {
         layer_end: origin.data.end.0,
         spans,
     })
+}
+
+/// What is at `path` of a view.
+fn find(view: &fuse::View, path: &[u8]) -> Option<(Vec<u8>, fuse::Origin)> {
+    if path.len() > MAX_PATH {
+        return None;
+    }
+    view.explain(path)
+}
+
+/// For [`crate::hostile`]: some request about a view.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn probe(view: &fuse::View, bytes: &[u8]) {
+    use prost::Message as _;
+
+    let explain = api::ExplainRequest::decode(bytes).map(|call| vec![call.path]);
+    let fetch = api::FetchRequest::decode(bytes).map(|call| call.paths);
+    for path in explain.into_iter().chain(fetch).flatten() {
+        if let Some((path, origin)) = find(view, &path) {
+            // What a path leads to is found under the path that is told.
+            let again = view.explain(&path);
+            assert_eq!(again.map(|(_, origin)| origin), Some(origin));
+        }
+    }
+    let _ = api::ViewRequest::decode(bytes);
 }
 
 /// The spans of a range, of which the layer may have less.
@@ -296,7 +332,7 @@ fn fetch(open: &Open, paths: &[Vec<u8>]) -> api::FetchResponse {
         );
     }
     for path in paths {
-        let found = open.view.inside.view.explain(path);
+        let found = find(&open.view.inside.view, path);
         let found = found.and_then(|(_, origin)| Some((open.layers.get(origin.layer)?, origin)));
         match found {
             Some((layer, origin)) => {

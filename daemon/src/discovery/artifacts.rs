@@ -71,21 +71,9 @@ impl Artifacts {
             Some(bytes) => bytes,
             None => self.registry.manifest(image, &manifest).await?.bytes,
         };
-        let malformed = |detail: String| DiscoveryError::Manifest {
+        annotated(&bytes).map_err(|detail| DiscoveryError::Manifest {
             digest: manifest,
             detail,
-        };
-        let parsed: ImageManifest =
-            serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
-        let annotations = parsed.annotations.unwrap_or_default();
-        let named = annotations.get(INDEX_DIGEST);
-        let digest = named.map(|text| text.parse()).transpose();
-        let soci = digest.map_err(|error| malformed(format!("annotation {INDEX_DIGEST}: {error}")));
-        // An image is no less lazy for a wrong name of something that another can do without.
-        let compact = annotations.get(annotation::COMPACT_INDEX_DIGEST);
-        Ok(Annotated {
-            soci: soci?,
-            compact: compact.and_then(|text| text.parse().ok()),
         })
     }
 
@@ -215,6 +203,27 @@ impl Artifacts {
             tracing::warn!(%error, "a fetched SOCI artifact could not be stored");
         }
     }
+}
+
+/// What a manifest's annotations name, or what is wrong with them.
+fn annotated(manifest: &[u8]) -> Result<Annotated, String> {
+    let parsed: ImageManifest =
+        serde_json::from_slice(manifest).map_err(|error| error.to_string())?;
+    let annotations = parsed.annotations.unwrap_or_default();
+    let named = annotations.get(INDEX_DIGEST);
+    let digest = named.map(|text| text.parse()).transpose();
+    let soci = digest.map_err(|error| format!("annotation {INDEX_DIGEST}: {error}"))?;
+    // An image is no less lazy for a wrong name of something that another can do without.
+    let compact = annotations.get(annotation::COMPACT_INDEX_DIGEST);
+    let compact = compact.and_then(|text| text.parse().ok());
+    Ok(Annotated { soci, compact })
+}
+
+/// For [`crate::hostile`]: some manifest.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn probe(bytes: &[u8]) {
+    let named = annotated(bytes);
+    assert!(named.is_ok() || named.is_err_and(|detail| detail.len() < 1000));
 }
 
 /// What keeps an index and its zTOCs from containerd's garbage collector.

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
+use prost::Message as _;
+use proto::containerd::services::snapshots::v1::{PrepareSnapshotRequest, UpdateSnapshotRequest};
 
 use super::*;
 
@@ -93,7 +95,8 @@ fn inputs(target: &str) -> impl Strategy<Value = Vec<u8>> + use<> {
 #[test]
 fn no_bytes_from_outside_make_a_parser_panic() {
     for (name, target) in TARGETS {
-        let mut runner = TestRunner::new(ProptestConfig::with_cases(300));
+        // PROPTEST_CASES asks for more.
+        let mut runner = TestRunner::new(ProptestConfig::default());
         let done = runner.run(&inputs(name), |bytes| {
             target(&bytes);
             Ok(())
@@ -111,6 +114,18 @@ fn seeds_are_what_their_targets_accept() {
     }
     for seed in seeds("index") {
         SociIndex::parse(Digest::of(&seed), &seed).unwrap();
+    }
+    for seed in seeds("prefetch") {
+        ztoc::index::Prefetch::parse(&seed).unwrap();
+    }
+    for seed in seeds("stored_record") {
+        serde_json::from_slice::<Record>(&seed).unwrap();
+    }
+    for seed in seeds("snapshots_call") {
+        PrepareSnapshotRequest::decode(&*seed)
+            .map(drop)
+            .or_else(|_| UpdateSnapshotRequest::decode(&*seed).map(drop))
+            .unwrap();
     }
     for seed in seeds("filter") {
         Filters::parse(&[String::from_utf8(seed).unwrap()]).unwrap();
@@ -131,6 +146,12 @@ fn depth_and_repetition_cost_no_more_than_their_length() {
             "[", "{\"a\":", "(", "a=[", "\"", "\\", ",", "[[a]]\n", "a.", "a:", "x=\"", "--b",
         ] {
             target(unit.repeat(LARGEST / unit.len()).as_bytes());
+        }
+        // Limits that hold one by one, and not together.
+        let key = format!("{}=", ["a"; 78].join("."));
+        for open in ["{", "["] {
+            let deep = [open, &key].concat().repeat(70);
+            target(format!("a={deep}1{}", "}".repeat(70)).as_bytes());
         }
         for seed in seeds(name) {
             target(&seed.repeat(LARGEST / seed.len().max(1)));

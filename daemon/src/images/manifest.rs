@@ -17,6 +17,9 @@ use crate::snapshot::images::LayerRequest;
 /// Images remembered.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(128).expect("not zero");
 
+/// Layers of an image; with more it could not be mounted, and nothing is known of it here.
+const MAX_LAYERS: usize = 1024;
+
 /// Reads manifests and configurations, each once at a time, and remembers them.
 #[derive(Debug)]
 pub(super) struct Manifests {
@@ -162,7 +165,7 @@ impl Shared {
                 fetched.ok()?.bytes
             }
         };
-        serde_json::from_slice(&bytes).ok()
+        parse_manifest(&bytes)
     }
 
     async fn diff_ids(&self, request: &LayerRequest, config: &Digest) -> Option<Vec<Digest>> {
@@ -175,9 +178,7 @@ impl Shared {
                 fetched.await.ok()?
             }
         };
-        let config: Config = serde_json::from_slice(&bytes).ok()?;
-        let parsed = config.rootfs.diff_ids.iter().map(|text| text.parse().ok());
-        parsed.collect()
+        parse_diff_ids(&bytes)
     }
 
     async fn stored(&self, request: &LayerRequest, digest: &Digest) -> Option<Bytes> {
@@ -186,4 +187,25 @@ impl Shared {
             .get(&request.namespace, digest, MAX_MANIFEST_SIZE)
             .await
     }
+}
+
+fn parse_manifest(bytes: &[u8]) -> Option<Manifest> {
+    let manifest: Manifest = serde_json::from_slice(bytes).ok()?;
+    (manifest.layers.len() <= MAX_LAYERS).then_some(manifest)
+}
+
+fn parse_diff_ids(bytes: &[u8]) -> Option<Vec<Digest>> {
+    let config: Config = serde_json::from_slice(bytes).ok()?;
+    let diff_ids = config.rootfs.diff_ids;
+    if diff_ids.len() > MAX_LAYERS {
+        return None;
+    }
+    diff_ids.iter().map(|text| text.parse().ok()).collect()
+}
+
+/// For [`crate::hostile`]: some document.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn probe(bytes: &[u8]) {
+    let _ = parse_manifest(bytes).map(|manifest| assert!(manifest.layers.len() <= MAX_LAYERS));
+    let _ = parse_diff_ids(bytes).map(|diff_ids| assert!(diff_ids.len() <= MAX_LAYERS));
 }

@@ -228,6 +228,18 @@ async fn settled(layer: &Layer, spans: &Range<SpanId>) {
     }
 }
 
+/// For [`crate::hostile`]: some artifact.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn probe(prefetch: &Prefetch) {
+    let layer = Digest::of(b"");
+    let wanted = prefetch.ranges().iter().map(|range| Wanted {
+        priority: range.priority,
+        layer,
+        spans: range.spans.clone(),
+    });
+    assert!(in_order(wanted.collect()).len() <= MOST_RANGES);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -116,7 +116,7 @@ async fn attempt(layer: &Arc<Layer>, run: Run, number: u32) -> Vec<Landing> {
     let both = futures::future::try_join(fetched, layer.bring_windows(&run, &ticket));
     match both.await {
         Ok((bytes, ())) => {
-            passage.arrive(bytes.len() as u64);
+            let _undecoded = passage.arrive(bytes.len() as u64);
             add(&layer.counters.bytes_fetched, bytes.len() as u64);
             decode(layer, landings, range.start, &bytes, &ticket).await
         }
@@ -177,13 +177,13 @@ async fn decode(
     landings: Vec<Landing>,
     start: CompressedOffset,
     bytes: &Bytes,
-    ticket: &Ticket,
+    ticket: &Arc<Ticket>,
 ) -> Vec<Landing> {
     let (back, mut wrong) = mpsc::channel(landings.len().max(1));
     for landing in landings {
         let back = back.clone();
         let part = landing.part(start, bytes);
-        layer.engine.decoders.submit(ticket.lane(), move |scratch| {
+        layer.engine.decoders.submit(ticket, move |scratch| {
             if let Err(landing) = landing.land(&part, scratch) {
                 // Has room for all of them.
                 let _ = back.try_send(landing);
@@ -246,8 +246,9 @@ impl Landing {
             Ok(plain) => plain,
             Err(error) => return Err(self.wrong(&error)),
         };
-        add(&layer.counters.spans_decoded, 1);
         let length = plain.len();
+        add(&layer.counters.spans_decoded, 1);
+        add(&layer.counters.bytes_decoded, length as u64);
         self.deliver(plain);
         scratch.used(length);
         Ok(())
@@ -328,11 +329,11 @@ impl Landing {
     /// Checks a span that the cache claims, and has it fetched if the claim is wrong.
     pub(crate) fn recover(self, ticket: Arc<Ticket>) {
         let layer = Arc::clone(&self.layer);
-        let lane = ticket.lane();
+        let urgency = Arc::clone(&ticket);
         layer
             .engine
             .decoders
-            .submit(lane, move |scratch| self.check(&ticket, scratch));
+            .submit(&urgency, move |scratch| self.check(&ticket, scratch));
     }
 
     fn check(mut self, ticket: &Arc<Ticket>, scratch: &mut Scratch) {

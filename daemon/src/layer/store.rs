@@ -22,6 +22,8 @@ use super::record::Origin;
 use super::source::BlobSource;
 use super::stored::{check, described, read_ztoc, write_synced};
 use crate::registry::flight::Flights;
+use crate::snapshot::directory;
+use crate::snapshot::record::Usage;
 
 /// Directories not yet, or no longer, a layer's; swept at start.
 const UNFINISHED: &str = ".new-";
@@ -299,6 +301,18 @@ impl LayerStore {
         }
     }
 
+    /// What a layer takes on disk: its spans that are here, its zTOC, its records. Nothing if it is not
+    /// stored. Blocks on file I/O.
+    ///
+    /// # Errors
+    /// Its directory cannot be read.
+    pub fn usage(&self, layer: &Digest) -> io::Result<Usage> {
+        match directory::usage(&self.shared.dir(layer)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Usage::default()),
+            measured => measured,
+        }
+    }
+
     /// Plain bytes of all layers on disk.
     pub fn bytes_cached(&self) -> u64 {
         self.shared.engine.ledger.used()
@@ -390,9 +404,9 @@ impl Shared {
         if proof::is_quarantined(&dir) {
             return Err(LayerError::Quarantined { layer, ztoc });
         }
-        let (toc, spans, windows) = stored.decode(&layer)?;
+        let (tree, spans, windows) = stored.decode(&layer)?;
         check(&layer, None, &spans)?;
-        let tree = Arc::new(fuse::LayerTree::new(toc));
+        let tree = Arc::new(tree);
         let spans = (spans, windows);
         let opened = Layer::open(&dir, layer, &ztoc, spans, tree, Arc::clone(&self.engine))
             .map_err(|source| io_error(&dir, source))?;

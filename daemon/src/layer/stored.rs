@@ -8,12 +8,15 @@ use std::sync::Arc;
 use ztoc::compact::{self, CompactError, InMemory};
 use ztoc::error::DecodeError;
 use ztoc::unit::ByteLen as _;
-use ztoc::{Digest, SpanId, SpanTable, Toc, Ztoc};
+use ztoc::{Digest, SpanId, SpanTable, Ztoc};
 
 use super::kept_ztoc::KeptZtoc;
 use super::record::Origin;
 use super::store::{LayerError, MAX_SPAN, MAX_ZTOC_SIZE, NewLayer, io_error};
 use super::windows::Windows;
+
+/// Bytes of a zTOC from which on a second thread pays.
+const LARGE: usize = 1 << 20;
 
 /// Checks the zTOC of a layer to be stored, compact or not, and makes its record.
 pub(super) fn described(new: &NewLayer) -> Result<Origin, LayerError> {
@@ -86,35 +89,71 @@ pub(super) fn check(
     Ok(())
 }
 
-/// What is stored for a layer: the zTOC, or the head of a compact zTOC, as it should be.
+/// What is stored for a layer: the zTOC, or the head of a compact zTOC.
 pub(super) struct Stored {
     pub(super) record: Origin,
+    /// Of the bytes, as they should be.
+    digest: Digest,
     kept: KeptZtoc,
     bytes: Vec<u8>,
 }
 
+/// A layer's names and spans, and where the windows are, if they may be missing.
+type Decoded = (fuse::LayerTree, SpanTable, Option<Windows>);
+
 impl Stored {
-    /// Toc, spans, and where the windows are, if they may be missing.
-    pub(super) fn decode(
-        self,
-        layer: &Digest,
-    ) -> Result<(Toc, SpanTable, Option<Windows>), LayerError> {
-        let ztoc = self.record.ztoc();
-        let kept = Arc::new(self.kept);
-        let Some(blob_len) = self.record.blob_len() else {
-            let decoded = Ztoc::decode_lean(&self.bytes, kept);
-            let (toc, spans) = decoded.map_err(|source| no_ztoc(layer, &ztoc, source))?;
-            return Ok((toc, spans, None));
-        };
-        let blob = Arc::clone(&kept);
-        let decoded = compact::decode(&self.bytes, blob);
-        let decoded = decoded.map_err(|source| no_compact(layer, &ztoc, source))?;
-        let windows = Windows::new(kept, ztoc, blob_len);
-        Ok((decoded.toc, decoded.spans, Some(windows)))
+    /// What it describes. A large one is compared with its digest while it is decoded: decoding is safe whatever
+    /// the bytes are, and nothing comes of it if they are not the right ones.
+    pub(super) fn decode(self, layer: &Digest) -> Result<Decoded, LayerError> {
+        let Self {
+            record,
+            digest,
+            kept,
+            bytes,
+        } = self;
+        let damaged = || LayerError::Damaged { layer: *layer };
+        if bytes.len() < LARGE {
+            return match Digest::of(&bytes) == digest {
+                true => decode(layer, &record, kept, &bytes),
+                false => Err(damaged()),
+            };
+        }
+        std::thread::scope(|scope| {
+            let hash = scope.spawn(|| Digest::of(&bytes) == digest);
+            let decoded = decode(layer, &record, kept, &bytes);
+            match hash.join() {
+                Ok(true) => decoded,
+                _ => Err(damaged()),
+            }
+        })
     }
 }
 
-/// Reads it, and compares it with its digest. Blocks on file I/O.
+fn decode(
+    layer: &Digest,
+    record: &Origin,
+    kept: KeptZtoc,
+    bytes: &[u8],
+) -> Result<Decoded, LayerError> {
+    let ztoc = record.ztoc();
+    let kept = Arc::new(kept);
+    let Some(blob_len) = record.blob_len() else {
+        let decoded = Ztoc::decode_lean(bytes, kept);
+        let (toc, spans) = decoded.map_err(|source| no_ztoc(layer, &ztoc, source))?;
+        return Ok((fuse::LayerTree::new(toc), spans, None));
+    };
+    let blob = Arc::clone(&kept);
+    let decoded = compact::decode(bytes, blob);
+    let decoded = decoded.map_err(|source| no_compact(layer, &ztoc, source))?;
+    let windows = Windows::new(kept, ztoc, blob_len);
+    Ok((
+        fuse::LayerTree::new(decoded.toc),
+        decoded.spans,
+        Some(windows),
+    ))
+}
+
+/// Reads it. Blocks on file I/O.
 pub(super) fn read_ztoc(dir: &Path, layer: &Digest) -> Result<Stored, LayerError> {
     let failed = |path: &Path, source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => LayerError::Missing(*layer),
@@ -123,18 +162,16 @@ pub(super) fn read_ztoc(dir: &Path, layer: &Digest) -> Result<Stored, LayerError
     };
     let origin = dir.join("origin");
     let record = Origin::read(&origin, layer).map_err(|source| failed(&origin, source))?;
-    let (len, expected) = match record.head() {
+    let (len, digest) = match record.head() {
         Some((len, digest)) => (Some(len), digest),
         None => (None, record.ztoc()),
     };
     let path = dir.join("ztoc");
     let (kept, bytes) =
         KeptZtoc::open(&path, len, MAX_ZTOC_SIZE).map_err(|source| failed(&path, source))?;
-    if Digest::of(&bytes) != expected {
-        return Err(LayerError::Damaged { layer: *layer });
-    }
     Ok(Stored {
         record,
+        digest,
         kept,
         bytes,
     })

@@ -28,6 +28,7 @@ mod disk;
 mod early;
 mod evict;
 mod fill;
+mod flights;
 mod interleavings;
 mod model;
 mod power_cut;

@@ -24,7 +24,7 @@ mod challenge;
 mod token;
 
 #[cfg(any(test, fuzzing))]
-pub(crate) use challenge::probe;
+pub(crate) use {challenge::probe, token::probe as probe_token};
 
 use challenge::Challenge;
 use token::TokenRequest;

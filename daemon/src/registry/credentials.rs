@@ -10,9 +10,9 @@ mod image_pattern;
 mod kubelet;
 
 pub use docker_config::DockerConfig;
-#[cfg(any(test, fuzzing))]
-pub(crate) use docker_config::probe;
 pub use kubelet::KubeletProviders;
+#[cfg(any(test, fuzzing))]
+pub(crate) use {docker_config::probe, kubelet::probe as probe_kubelet};
 
 /// What a registry is shown. `Debug` hides the secret.
 #[derive(Clone, PartialEq, Eq, Hash)]

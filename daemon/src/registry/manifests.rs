@@ -180,6 +180,18 @@ fn agreed_media_type(header: Option<String>, bytes: &Bytes) -> Result<String, Pr
     }
 }
 
+/// For [`crate::hostile`]: a document with some content type, or an error's.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn probe(content_type: &str, bytes: &Bytes) {
+    let header = (!content_type.is_empty()).then(|| content_type.to_owned());
+    match agreed_media_type(header.clone(), bytes) {
+        Ok(kind) => assert!(!kind.is_empty()),
+        Err(problem) => assert!(problem.to_string().len() < 4096 + content_type.len()),
+    }
+    let detail = super::Detail::from_document(bytes).to_string();
+    assert!(!detail.contains(char::is_control) && detail.len() < 1024);
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

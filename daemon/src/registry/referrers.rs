@@ -162,20 +162,21 @@ async fn page(
 
 /// The `next` link, if it stays on the same host.
 fn next_page(answer: &Answer, endpoint: &Endpoint) -> Option<Url> {
-    let links = answer
-        .response
-        .headers()
-        .get_all(LINK)
-        .iter()
-        .filter_map(|value| value.to_str().ok());
-    let next = links.flat_map(|text| text.split(',')).find_map(|link| {
+    let links = answer.response.headers().get_all(LINK).iter();
+    let mut links = links.filter_map(|value| value.to_str().ok());
+    let next = links.find_map(|links| next_link(links, &answer.url))?;
+    endpoint.owns(&next).then_some(next)
+}
+
+/// The `next` of the links in a header, as seen from `base`.
+fn next_link(links: &str, base: &Url) -> Option<Url> {
+    links.split(',').find_map(|link| {
         let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
         let next = parameters
             .split(';')
             .any(|parameter| matches!(parameter.trim(), "rel=next" | "rel=\"next\""));
-        next.then(|| answer.url.join(target).ok()).flatten()
-    })?;
-    endpoint.owns(&next).then_some(next)
+        next.then(|| base.join(target).ok()).flatten()
+    })
 }
 
 fn parse(bytes: &Bytes) -> Result<Vec<Descriptor>, Problem> {
@@ -221,4 +222,15 @@ pub(super) async fn push_tag(
         .push_manifest(&tag, media_type::OCI_INDEX, bytes)
         .await
         .map(|_| ())
+}
+
+/// For [`crate::hostile`]: a page of referrers and its `Link`.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn probe(link: &str, bytes: &Bytes) {
+    if let Ok(base) = Url::parse("https://registry.test/v2/name/referrers/x") {
+        let _ = next_link(link, &base);
+    }
+    if let Ok(found) = parse(bytes) {
+        assert!(found.len() <= MAX_REFERRERS);
+    }
 }

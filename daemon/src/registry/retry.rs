@@ -67,6 +67,14 @@ impl Attempts {
         }
     }
 
+    /// Begins with the host after the first, if there is one.
+    pub(crate) fn next_host_first(mut self) -> Self {
+        if self.hosts.len() > 1 {
+            self.hosts.rotate_left(1);
+        }
+        self
+    }
+
     /// Without a deadline, for calls that are over when they stop getting on.
     pub(crate) fn unlimited(self) -> Self {
         Self {
@@ -189,14 +197,20 @@ impl Attempts {
     }
 }
 
-/// `Retry-After` as seconds or as an HTTP date; a past date is no wait, garbage is nothing.
+/// Longer than anybody waits. What a registry or a wrong clock makes of it could not be added to a time.
+const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
+
+/// `Retry-After` as seconds or as an HTTP date; a past date is no wait, garbage is nothing. A day at most.
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let date = httpdate::parse_http_date(text).ok()?;
-    Some(date.duration_since(SystemTime::now()).unwrap_or_default())
+    let wait = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let date = httpdate::parse_http_date(text).ok()?;
+            date.duration_since(SystemTime::now()).unwrap_or_default()
+        }
+    };
+    Some(wait.min(LONGEST_WAIT))
 }
 
 #[cfg(test)]
@@ -221,6 +235,9 @@ mod tests {
         );
         for garbage in ["-1", "soon", "", "1e9", "99999999999999999999999"] {
             assert_eq!(parsed(garbage), None, "{garbage}");
+        }
+        for endless in ["18446744073709551615", "Fri, 31 Dec 9999 23:59:59 GMT"] {
+            assert_eq!(parsed(endless), Some(LONGEST_WAIT), "{endless}");
         }
         let hour = SystemTime::now() + Duration::from_secs(3600);
         let wait = parsed(&httpdate::fmt_http_date(hour)).unwrap();

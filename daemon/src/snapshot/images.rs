@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use ztoc::Digest;
 
 use super::lowers::LowerDirs;
+use super::record::Usage;
 use crate::registry::Reference;
 
 /// What the labels of a `Prepare` with `containerd.io/snapshot.ref` say about a layer.
@@ -137,8 +138,17 @@ pub trait Images: Send + Sync + 'static {
         None
     }
 
+    /// What a lazy layer takes on disk now. Blocks on file I/O.
+    fn usage(&self, _layer: &Digest) -> std::io::Result<Usage> {
+        Ok(Usage::default())
+    }
+
     /// All snapshots hold the views they need: those that an earlier process left and nobody holds go.
     fn settle(&self) {}
+
+    /// What is mounted is left to the next process. Waits, not for long, until those are answered whom the
+    /// kernel would not have answered by the next.
+    async fn hand_over(&self) {}
 
     /// Waits until all views that nobody holds are unmounted.
     async fn close(&self) {}

@@ -242,6 +242,39 @@ fn timestamp(time: OffsetDateTime) -> prost_types::Timestamp {
     }
 }
 
+/// For [`crate::hostile`]: some request, taken for each of those there are.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn probe(bytes: &[u8]) {
+    use super::decision::Wanted;
+    use prost::Message as _;
+
+    if let Ok(call) = api::PrepareSnapshotRequest::decode(bytes) {
+        let request = NewRequest {
+            namespace: namespace(&MetadataMap::new(), &call.key),
+            key: call.key,
+            parent: some(call.parent),
+            labels: call.labels.into_iter().collect(),
+        };
+        if request.check().is_ok() {
+            let _ = Wanted::of(&request.labels, &request.namespace);
+        }
+    }
+    if let Ok(call) = api::CommitSnapshotRequest::decode(bytes) {
+        let _ = some(call.parent);
+    }
+    if let Ok(call) = api::UpdateSnapshotRequest::decode(bytes) {
+        let paths = call.update_mask.unwrap_or_default().paths;
+        let _ = change(call.info.unwrap_or_default(), &paths);
+    }
+    if let Ok(call) = api::ListSnapshotsRequest::decode(bytes) {
+        let _ = Filters::parse(&call.filters);
+    }
+    // These are no more than a key: views, mounts, removals, looks.
+    if let Ok(call) = api::MountsRequest::decode(bytes) {
+        let _ = namespace(&MetadataMap::new(), &call.key);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

@@ -26,6 +26,10 @@ use crate::metrics::Metrics;
 
 /// Longest key or name, in bytes; containerd's own have some 200.
 const MAX_KEY: usize = 4096;
+/// Longest label with its value, in bytes: containerd's own limit.
+const MAX_LABEL: usize = 4096;
+/// Most labels of a snapshot; containerd's unpacker sets about ten.
+const MAX_LABELS: usize = 1024;
 
 /// All snapshots of this node.
 pub struct Snapshotter {
@@ -53,6 +57,14 @@ pub struct NewRequest {
     pub labels: Labels,
     /// Namespace of the caller.
     pub namespace: String,
+}
+
+impl NewRequest {
+    /// Refuses what is larger than anything containerd sends.
+    pub(super) fn check(&self) -> Result<(), SnapshotError> {
+        check_key("key", &self.key)?;
+        check_labels(&self.labels)
+    }
 }
 
 /// Which labels `Update` changes.
@@ -109,7 +121,7 @@ impl Snapshotter {
     /// # Errors
     /// `AlreadyExists` if the layer is there, and that is the good answer; or what went wrong.
     pub async fn prepare(&self, request: NewRequest) -> Result<Vec<Mount>, SnapshotError> {
-        check_key("key", &request.key)?;
+        request.check()?;
         match Wanted::of(&request.labels, &request.namespace) {
             Wanted::Container => {
                 warn_of_mapping(&request);
@@ -127,7 +139,7 @@ impl Snapshotter {
     /// # Errors
     /// The key is taken, the parent is not there, or something went wrong.
     pub async fn view(&self, request: NewRequest) -> Result<Vec<Mount>, SnapshotError> {
-        check_key("key", &request.key)?;
+        request.check()?;
         self.create(Kind::View, request).await
     }
 
@@ -204,6 +216,7 @@ impl Snapshotter {
     /// `NotFound`, `Kind` (not active), `AlreadyExists` (the name), `Argument` (another parent).
     pub async fn commit(&self, request: CommitRequest) -> Result<(), SnapshotError> {
         check_key("name", &request.name)?;
+        check_labels(&request.labels)?;
         self.blocking(move |local| local.commit(&request)).await
     }
 
@@ -249,13 +262,18 @@ impl Snapshotter {
     }
 
     /// What a snapshot itself takes on disk: an active one measured now, a committed one when it
-    /// was committed, a lazy layer nothing (its cache is shared and goes by the byte).
+    /// was committed, a lazy layer what is here of it now. Snapshots of one layer share that.
     ///
     /// # Errors
     /// `NotFound`, or the directory cannot be read.
     pub async fn usage(&self, key: String) -> Result<Usage, SnapshotError> {
+        let images = Arc::clone(&self.images);
         self.blocking(move |local| {
             let record = local.store.get(&key)?;
+            if let Some(layer) = record.source.digest() {
+                let measured = images.usage(&layer);
+                return measured.map_err(SnapshotError::io("measure", Path::new(&layer.hex())));
+            }
             match record.kind {
                 Kind::Active => local.measure(record.id),
                 _ => Ok(record.usage.unwrap_or_default()),
@@ -296,7 +314,8 @@ impl Snapshotter {
 
     /// Gives up all views without unmounting them: containers go on seeing them for as long as the
     /// kernel can serve them, and the next process finds them.
-    pub fn abandon(&self) {
+    pub async fn abandon(&self) {
+        self.images.hand_over().await;
         self.local.abandon_all();
     }
 
@@ -333,7 +352,7 @@ impl Snapshotter {
 }
 
 impl LabelChange {
-    fn apply(self, labels: &mut Labels) {
+    fn apply(self, labels: &mut Labels) -> Result<(), SnapshotError> {
         match self {
             Self::Replace(new) => *labels = new,
             Self::Merge(changes) => {
@@ -347,6 +366,7 @@ impl LabelChange {
         }
         // containerd keeps no label without a value.
         labels.retain(|_, value| !value.is_empty());
+        check_labels(labels)
     }
 }
 
@@ -359,6 +379,21 @@ fn check_key(what: &'static str, key: &str) -> Result<(), SnapshotError> {
         return Ok(());
     };
     Err(SnapshotError::Argument { what, detail })
+}
+
+fn check_labels(labels: &Labels) -> Result<(), SnapshotError> {
+    let long = |(label, value): (&String, &String)| label.len() + value.len() > MAX_LABEL;
+    let detail = if labels.len() > MAX_LABELS {
+        format!("there are more than {MAX_LABELS}")
+    } else if labels.iter().any(long) {
+        format!("one is longer than {MAX_LABEL} bytes")
+    } else {
+        return Ok(());
+    };
+    Err(SnapshotError::Argument {
+        what: "labels",
+        detail,
+    })
 }
 
 fn warn_of_mapping(request: &NewRequest) {

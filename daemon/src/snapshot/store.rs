@@ -5,6 +5,9 @@
 
 mod table;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::table::probe;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -70,6 +73,10 @@ impl Store {
     /// The file cannot be opened or is no database of ours.
     pub fn open(path: &Path, first_id: u64) -> Result<Self, SnapshotError> {
         let database = Database::create(path).map_err(failed("open the database"))?;
+        Self::with(database, path, first_id)
+    }
+
+    fn with(database: Database, path: &Path, first_id: u64) -> Result<Self, SnapshotError> {
         let transaction = database.begin_write().map_err(failed("begin writing"))?;
         let next_id = Writer::new(&transaction)?.next_id()?;
         commit(transaction)?;
@@ -220,28 +227,45 @@ impl Store {
     pub fn update(
         &self,
         key: &str,
-        change: impl FnOnce(&mut Labels),
+        change: impl FnOnce(&mut Labels) -> Result<(), SnapshotError>,
     ) -> Result<Record, SnapshotError> {
         self.write(|writer| {
             let mut record = writer.get(key)?.ok_or_else(|| missing(key))?;
             writer.remove(key, &record)?;
-            change(&mut record.labels);
+            change(&mut record.labels)?;
             record.updated = OffsetDateTime::now_utc();
             writer.insert(key, &record)?;
             Ok(record)
         })
     }
 
-    /// All snapshots that `wanted` says yes to, in the order of their keys.
+    /// All snapshots that `wanted` says yes to, in the order of their keys. One whose record is damaged is
+    /// reported and passed over.
     ///
     /// # Errors
     /// The database cannot be read.
     pub fn list(&self, wanted: impl Fn(&Entry) -> bool) -> Result<Vec<Entry>, SnapshotError> {
         let mut entries = Vec::new();
         self.read()?.each(|entry| {
-            if wanted(&entry) {
-                entries.push(entry);
+            match entry {
+                Ok(entry) if wanted(&entry) => entries.push(entry),
+                Ok(_) => {}
+                Err(error) => tracing::error!(%error, "a snapshot is passed over"),
             }
+            Ok(())
+        })?;
+        Ok(entries)
+    }
+
+    /// Really all snapshots, for who removes what no snapshot needs.
+    ///
+    /// # Errors
+    /// The database cannot be read; `Corrupt` if a single record cannot be.
+    pub fn all(&self) -> Result<Vec<Entry>, SnapshotError> {
+        let mut entries = Vec::new();
+        self.read()?.each(|entry| {
+            entries.push(entry?);
+            Ok(())
         })?;
         Ok(entries)
     }

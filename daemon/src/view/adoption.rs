@@ -72,7 +72,7 @@ where
     let adopted = tokio::task::spawn_blocking(serve).await;
     let adopted = adopted.map_err(io::Error::other)?;
     let count = adopted.len();
-    *shared.adopted.lock() = adopted;
+    shared.mounted.adopt(adopted);
     Ok(count)
 }
 

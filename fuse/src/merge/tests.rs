@@ -171,3 +171,32 @@ fn a_listing_is_the_same_after_it_was_dropped() {
     assert_eq!(names(&first), names(&again));
     assert!(names(&first).is_sorted());
 }
+
+#[test]
+fn of_members_with_one_name_the_last_is_there() {
+    let layer = tree(&[
+        owned(1, file("a")),
+        owned(2, file("./a")),
+        owned(3, directory("d")),
+        file("d/x"),
+        owned(4, file("d")),
+        owned(5, file("e")),
+        owned(6, directory("e/")),
+    ]);
+    let seen: BTreeMap<_, _> = walk(&view(&[layer], false))
+        .into_iter()
+        .map(|(path, (seen, _))| (path, seen))
+        .collect();
+    let expected = [
+        ("/a".to_owned(), Seen::File(2)),
+        ("/d".to_owned(), Seen::File(4)),
+        (
+            "/e".to_owned(),
+            Seen::Directory {
+                uid: 6,
+                opaque: false,
+            },
+        ),
+    ];
+    assert_eq!(seen, BTreeMap::from(expected));
+}

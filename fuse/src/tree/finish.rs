@@ -5,22 +5,24 @@ use std::num::NonZeroU32;
 use std::sync::{Arc, OnceLock};
 
 use ztoc::toc::FileData;
-use ztoc::{Entry, EntryKind};
+use ztoc::{Entry, EntryKind, Toc, UncompressedOffset};
 
 use super::build::{Builder, Draft, DraftBody, DraftIndex, ROOT};
+use super::headers::HeaderCheck;
 use super::left_out::{LeftOut, Reason};
 use super::name::PATH_MAX;
 use super::{
-    Body, Directory, Dirent, Inode, InodeIndex, LayerTree, SparseFile, SparseHeaders, Text, Xattr,
-    XattrSet, device_number,
+    Body, Directory, Dirent, Inode, InodeIndex, LayerTree, SparseFile, Text, Xattr, XattrSet,
+    device_number,
 };
 
-pub(super) fn finish(builder: Builder<'_>, headers: &SparseHeaders) -> LayerTree {
+pub(super) fn finish(builder: Builder<'_>, toc: Option<&Toc>) -> LayerTree {
     let (drafts, left_out) = builder.into_parts();
     let mut layout = Layout {
         numbers: vec![None; drafts.len()],
         drafts: &drafts,
-        headers,
+        toc,
+        headers: Vec::with_capacity(drafts.len()),
         inodes: Vec::with_capacity(drafts.len()),
         dirents: Vec::with_capacity(drafts.len()),
         texts: Vec::new(),
@@ -40,7 +42,8 @@ pub(super) fn finish(builder: Builder<'_>, headers: &SparseHeaders) -> LayerTree
 
 struct Layout<'b, 't> {
     drafts: &'b [Draft<'t>],
-    headers: &'b SparseHeaders,
+    toc: Option<&'b Toc>,
+    headers: Vec<HeaderCheck>,
     /// The number of each draft that has one.
     numbers: Vec<Option<InodeIndex>>,
     inodes: Vec<Inode>,
@@ -62,7 +65,7 @@ impl<'t> Layout<'_, 't> {
         };
         let first = self.dirents.len();
         let mut subdirectories = 0;
-        for (&name, &child) in &from.children {
+        for (name, child) in from.children.iter() {
             match self.enter(name, child, directory) {
                 Ok(Some(inode)) => subdirectories += u32::from(self.is_directory(inode)),
                 Ok(None) => {}
@@ -119,6 +122,7 @@ impl<'t> Layout<'_, 't> {
             body: self.body(from, parent, name)?,
             xattrs: self.xattr_set(from),
         };
+        self.headers.push(self.header_check(from));
         self.inodes.push(inode);
         self.numbers[draft as usize] = Some(InodeIndex(index));
         if matches!(from.body, DraftBody::Directory(_)) {
@@ -173,10 +177,27 @@ impl<'t> Layout<'_, 't> {
         let number = u32::try_from(self.sparse.len()).map_err(|_| Reason::TooMany)?;
         self.sparse.push(SparseFile {
             entry: entry.clone(),
-            header: self.headers.get(&entry.offset).copied().unwrap_or_default(),
+            header: self.header_offset(entry),
             map,
         });
         Ok(Body::Sparse(number))
+    }
+
+    /// Where the headers of a sparse file begin, if that is known, else 0.
+    fn header_offset(&self, entry: &Entry) -> UncompressedOffset {
+        let before = self.toc.and_then(|toc| {
+            let entries = toc.entries();
+            let index = entries.partition_point(|other| other.offset < entry.offset);
+            toc.header_offset(index)
+        });
+        before.unwrap_or_default()
+    }
+
+    fn header_check(&self, draft: &Draft<'_>) -> HeaderCheck {
+        match (&draft.body, self.toc) {
+            (DraftBody::File(entry), Some(toc)) => HeaderCheck::of(entry, toc),
+            _ => HeaderCheck::unneeded(),
+        }
     }
 
     fn xattr_set(&mut self, draft: &Draft<'_>) -> Option<NonZeroU32> {
@@ -218,6 +239,7 @@ impl<'t> Layout<'_, 't> {
         });
         LayerTree {
             inodes: self.inodes.into(),
+            headers: self.headers.into(),
             dirents: self.dirents.into(),
             texts: self.texts.into(),
             xattrs: self.xattrs.into(),

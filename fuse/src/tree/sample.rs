@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ztoc::toc::Timestamp;
 use ztoc::{Entry, EntryKind, UncompressedOffset};
 
-use super::{LayerTree, SparseHeaders, build};
+use super::{LayerTree, build};
 
 pub(crate) fn entry(name: impl AsRef<[u8]>, kind: EntryKind) -> Entry {
     Entry {
@@ -55,5 +55,5 @@ pub(crate) fn owned(uid: u32, entry: Entry) -> Entry {
 }
 
 pub(crate) fn tree(entries: &[Entry]) -> Arc<LayerTree> {
-    Arc::new(build::build(entries, &SparseHeaders::new()))
+    Arc::new(build::build(entries, None))
 }

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use fuse::content::{LayerContent, ReadError, ReadReply};
 use fuse::{Layer, LayerTree, Operation};
 use tempfile::TempDir;
-use ztoc::UncompressedOffset;
+use ztoc::{Entry, Toc, UncompressedOffset};
 
-use crate::layer::{Member, archive, layer, toc};
+use crate::layer::{Member, TarContent, archive, layer, toc};
 use crate::mounts::MountedView;
 
 /// Bytes that tell where they are.
@@ -117,7 +117,8 @@ fn reads_that_wait_do_not_stop_others() {
     let away = toc(&tar).entries()[1].offset.0;
     let held = Arc::new(Mutex::new(Vec::new()));
     let content = Stuck {
-        from: away,
+        // Its header is read first.
+        from: away - 512,
         bytes: Arc::new(tar.clone()),
         held: Arc::clone(&held),
     };
@@ -140,6 +141,7 @@ fn reads_that_wait_do_not_stop_others() {
     }
     assert!(fs::read(view.path().join("here")).unwrap() == data);
     assert!(fs::metadata(view.path().join("away")).unwrap().len() == 10_000);
+    assert!(view.session.counters().unanswered_reads() > 0);
     // What waits is answered from a thread that has nothing to do with the mount.
     let mut failed = 0;
     while !readers.iter().all(|reader| reader.is_finished()) {
@@ -152,6 +154,9 @@ fn reads_that_wait_do_not_stop_others() {
     assert!(failed > 0);
     for reader in readers {
         assert_eq!(reader.join().unwrap().unwrap_err().raw_os_error(), Some(5));
+    }
+    while view.session.counters().unanswered_reads() > 0 {
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -233,7 +238,8 @@ fn a_reply_that_is_dropped_short_or_an_error_fails_the_read_and_never_shortens_i
 fn a_panic_over_a_read_fails_that_read_alone() {
     let data = pattern(5000);
     let tar = archive(&[Member::file("bad", &data), Member::file("good", &data)]);
-    let good = toc(&tar).entries()[1].offset.0;
+    // Where its header is.
+    let good = toc(&tar).entries()[1].offset.0 - 512;
     struct Panicking(Vec<u8>, u64);
     impl LayerContent for Panicking {
         fn read(&self, range: Range<UncompressedOffset>, reply: ReadReply) {
@@ -293,4 +299,87 @@ fn a_program_runs_from_a_mount_that_is_mapped_into_memory() {
             .unwrap()
             .success()
     );
+}
+
+/// What a table of contents says of a tar, with some entry changed.
+fn lying(tar: &[u8], lie: impl Fn(&mut Vec<Entry>)) -> Toc {
+    let mut entries = toc(tar).entries().to_vec();
+    lie(&mut entries);
+    Toc::new(entries, tar.len() as u64).unwrap()
+}
+
+/// Serves a tar by a table of contents that is perhaps not its own.
+fn served(tar: &[u8], toc: Toc) -> MountedView {
+    MountedView::new(
+        vec![Layer {
+            tree: Arc::new(LayerTree::new(toc)),
+            content: Arc::new(TarContent(Arc::new(tar.to_vec()))),
+        }],
+        false,
+    )
+}
+
+#[test]
+fn a_file_whose_headers_are_not_those_of_its_entry_is_not_read() {
+    let long = "n".repeat(150);
+    let owned = Member::file("owned", "0123456789").xattr("user.a", "b");
+    let tar = archive(&[
+        Member::file("first", pattern(3000)),
+        Member::file("second", pattern(3000)),
+        Member::file(&long, "behind extended headers"),
+        owned,
+    ]);
+    let view = served(&tar, toc(&tar));
+    for name in ["first", "second", &long, "owned"] {
+        // From its end first: what is read is not always the beginning.
+        let file = File::open(view.path().join(name)).unwrap();
+        let mut end = [0; 5];
+        let size = file.metadata().unwrap().len();
+        file.read_exact_at(&mut end, size - 5).unwrap();
+        assert!(fs::read(view.path().join(name)).unwrap().ends_with(&end));
+    }
+
+    type Lie = fn(&mut Vec<Entry>);
+    let lies: [(&str, Lie); 7] = [
+        ("setuid", |all| all[0].mode = 0o4755),
+        ("owner", |all| all[0].uid = 1000),
+        ("size", |all| all[0].size = 2999),
+        ("renamed", |all| all[0].name = b"sudo".to_vec()),
+        ("swapped", |all| {
+            let (one, two) = (all[0].offset, all[1].offset);
+            (all[0].offset, all[1].offset) = (two, one);
+        }),
+        ("inside another file", |all| {
+            all[0].offset = UncompressedOffset(1024);
+            all[0].size = 512;
+        }),
+        ("no header before", |all| {
+            all[0].offset = UncompressedOffset(0)
+        }),
+    ];
+    for (lie, change) in lies {
+        let view = served(&tar, lying(&tar, change));
+        let name = if lie == "renamed" { "sudo" } else { "first" };
+        for position in [0, 200] {
+            let file = File::open(view.path().join(name)).unwrap();
+            let read = file.read_at(&mut [0; 10], position);
+            assert_eq!(read.unwrap_err().raw_os_error(), Some(5), "{lie}");
+        }
+        let other = fs::read(view.path().join("owned")).unwrap();
+        assert_eq!(
+            other, b"0123456789",
+            "{lie}: the others are as they should be"
+        );
+    }
+    let view = served(&tar, lying(&tar, |all| all[3].pax.clear()));
+    assert!(
+        fs::read(view.path().join("owned")).is_err(),
+        "an attribute is left out"
+    );
+    let view = served(&tar, lying(&tar, |all| drop(all.remove(1))));
+    assert!(
+        fs::read(view.path().join(&long)).is_err(),
+        "a member is left out"
+    );
+    assert!(fs::read(view.path().join("first")).is_ok());
 }

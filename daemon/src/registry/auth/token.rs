@@ -146,3 +146,26 @@ impl TokenRequest<'_> {
         }
     }
 }
+
+/// For [`crate::hostile`]: some answer.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn probe(bytes: &[u8]) {
+    let Ok(realm) = Url::parse("https://token.test/") else {
+        return;
+    };
+    let request = TokenRequest {
+        realm: &realm,
+        service: None,
+        scopes: Vec::new(),
+        credentials: None,
+        encrypted_only: true,
+    };
+    match request.parse(bytes) {
+        Ok(token) => {
+            assert!(token.lifetime <= Duration::from_secs(MAX_LIFETIME));
+            assert!(token.header.is_sensitive());
+        }
+        // What may be secret is not in the message.
+        Err(problem) => assert!(problem.to_string().len() < 200),
+    }
+}

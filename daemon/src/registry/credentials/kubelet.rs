@@ -266,6 +266,22 @@ fn parse_duration(text: &str) -> Option<Duration> {
     Some(sum.min(Duration::from_secs(24 * 3600)))
 }
 
+/// For [`crate::hostile`]: some configuration and some provider's answer, for some image.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn probe(image: &str, config: &[u8], answer: &[u8]) {
+    let config = serde_json::from_slice::<Config>(config);
+    for provider in config.iter().flat_map(|config| &config.providers) {
+        let mut patterns = provider.match_images.iter();
+        patterns.any(|pattern| ImagePattern::new(pattern).matches(image));
+        let duration = parse_duration(&provider.default_cache_duration);
+        assert!(duration.is_none_or(|duration| duration <= Duration::from_secs(24 * 3600)));
+    }
+    if let Ok(response) = serde_json::from_slice::<Response>(answer) {
+        let _ = response.credentials(image);
+        let _ = response.cache_duration.as_deref().and_then(parse_duration);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -170,13 +170,13 @@ impl Local {
 
     pub(super) fn sweep(&self) -> Result<usize, SnapshotError> {
         self.directories.sweep(|| {
-            let entries = self.store.list(|_| true)?;
+            let entries = self.store.all()?;
             Ok(entries.into_iter().map(|entry| entry.record.id).collect())
         })
     }
 
     pub(super) fn lazy_layers(&self) -> Result<BTreeSet<Digest>, SnapshotError> {
-        let entries = self.store.list(|_| true)?;
+        let entries = self.store.all()?;
         let layers = entries.iter().map(|entry| entry.record.source.layer());
         layers
             .filter_map(|layer| layer.map(|layer| Some(layer?.digest)).transpose())

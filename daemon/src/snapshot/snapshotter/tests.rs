@@ -408,6 +408,24 @@ async fn calls_that_make_no_sense_have_the_status_containerd_expects() {
         code(ground.container("", &chain_id(1)).await),
         Code::InvalidArgument
     );
+    for labels in [
+        Labels::from([("l".to_owned(), "v".repeat(MAX_LABEL))]),
+        (0..=MAX_LABELS)
+            .map(|number| (number.to_string(), "v".to_owned()))
+            .collect(),
+    ] {
+        let request = NewRequest {
+            labels: labels.clone(),
+            ..container("labelled", &chain_id(1))
+        };
+        assert_eq!(
+            code(snapshotter.prepare(request).await),
+            Code::InvalidArgument
+        );
+        let replace = LabelChange::Replace(labels);
+        let updated = snapshotter.update("c".to_owned(), replace).await;
+        assert_eq!(code(updated), Code::InvalidArgument);
+    }
     let long = "k".repeat(MAX_KEY + 1);
     assert_eq!(
         code(ground.container(&long, &chain_id(1)).await),

@@ -12,7 +12,7 @@ use crate::error::SnapshotError;
 use crate::snapshot::record::{Entry, Record, SnapshotId};
 
 /// Key -> record as JSON.
-const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshots");
+pub(super) const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshots");
 /// Parent -> keys of its children.
 const CHILDREN: MultimapTableDefinition<'_, &str, &str> = MultimapTableDefinition::new("children");
 /// (`snapshot.ref` label, parent or empty) -> names of committed snapshots.
@@ -50,13 +50,18 @@ impl Reader {
         layer(&self.layers, target, parent)
     }
 
-    pub(super) fn each(&self, mut visit: impl FnMut(Entry)) -> Result<(), SnapshotError> {
+    /// Shows every record to `visit`, or what is wrong with it.
+    pub(super) fn each(
+        &self,
+        mut visit: impl FnMut(Result<Entry, SnapshotError>) -> Result<(), SnapshotError>,
+    ) -> Result<(), SnapshotError> {
         for row in self.records.iter().map_err(failed("list"))? {
             let (key, value) = row.map_err(failed("list"))?;
-            visit(Entry {
+            let record = decode(key.value(), value.value());
+            visit(record.map(|record| Entry {
                 key: key.value().to_owned(),
-                record: decode(key.value(), value.value())?,
-            });
+                record,
+            }))?;
         }
         Ok(())
     }
@@ -176,6 +181,15 @@ fn decode(key: &str, bytes: &[u8]) -> Result<Record, SnapshotError> {
     serde_json::from_slice(bytes).map_err(|error| SnapshotError::Corrupt {
         detail: format!("{key:?}: {error}"),
     })
+}
+
+/// For [`crate::hostile`]: some record.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn probe(bytes: &[u8]) {
+    if let Ok(record) = decode("key", bytes) {
+        let again = serde_json::to_vec(&record).map(|bytes| decode("key", &bytes).ok());
+        assert_eq!(again.ok().flatten(), Some(record));
+    }
 }
 
 /// A failed operation of the database.

@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
+mod power_cut;
+
 use tempfile::TempDir;
 
 use super::*;
@@ -161,11 +163,17 @@ fn the_same_layer_on_two_parents_has_two_names() {
 fn a_layer_whose_reference_label_is_taken_away_is_found_no_more() {
     let (_directory, store) = store();
     store.insert_layer(&layer(&store, "c", None)).unwrap();
-    store.update("c", |labels| labels.clear()).unwrap();
+    store
+        .update("c", |labels| {
+            labels.clear();
+            Ok(())
+        })
+        .unwrap();
     assert_eq!(store.find_layer("c", None).unwrap(), None);
     store
         .update("c", |labels| {
             labels.insert(labels::REF.to_owned(), "d".to_owned());
+            Ok(())
         })
         .unwrap();
     assert_eq!(store.find_layer("d", None).unwrap().as_deref(), Some("c"));
@@ -281,4 +289,30 @@ fn a_full_disk_refuses_changes_only_until_there_is_space_again() {
         last + 3,
         "what was promised before is there, nothing else: {keys:?}"
     );
+}
+
+#[test]
+fn a_damaged_record_is_passed_over_but_nothing_is_removed_for_its_sake() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("metadata.redb");
+    let store = Store::open(&path, 1).unwrap();
+    for key in ["a", "b", "c"] {
+        insert(&store, key, Kind::Active, None);
+    }
+    drop(store);
+    let database = Database::create(&path).unwrap();
+    let transaction = database.begin_write().unwrap();
+    let mut records = transaction.open_table(table::RECORDS).unwrap();
+    records.insert("b", &b"{\"id\":"[..]).unwrap();
+    drop(records);
+    transaction.commit().unwrap();
+    drop(database);
+
+    let store = Store::open(&path, 1).unwrap();
+    let listed = store.list(|_| true).unwrap();
+    let keys: Vec<&str> = listed.iter().map(|entry| entry.key.as_str()).collect();
+    assert_eq!(keys, ["a", "c"]);
+    assert!(matches!(store.all(), Err(SnapshotError::Corrupt { .. })));
+    assert!(matches!(store.get("b"), Err(SnapshotError::Corrupt { .. })));
+    store.remove("a").unwrap();
 }

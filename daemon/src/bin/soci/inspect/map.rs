@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use proto::spanshot::control::v1 as api;
 
-use super::value::Totals;
+use super::value::{Totals, fuse_requests, over};
 use crate::control_client::images;
 use crate::paint::{Colour, Paint, bytes, micros, percent, printable};
 
@@ -66,6 +66,19 @@ pub(super) fn text(view: &api::View, spans: &[api::LayerSpans]) -> String {
             "{} given, {} failed, {waits}",
             bytes(view.bytes_read),
             totals.failed_reads
+        ),
+    );
+    let over = over(totals.bytes_decoded, view.bytes_read);
+    line(
+        "work",
+        &format!(
+            "{} FUSE requests, {} spans decoded{}, {} copied",
+            fuse_requests(view),
+            totals.decoded,
+            over.map_or_else(String::new, |over| format!(
+                " ({over:.2} bytes for each byte read)"
+            )),
+            bytes(totals.copied)
         ),
     );
     for (number, (layer, spans)) in view.layers.iter().zip(spans).enumerate().rev() {
