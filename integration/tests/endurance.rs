@@ -200,17 +200,13 @@ fn a_disk_that_fails_under_mounted_views_fails_no_read_that_the_registry_can_ans
         assert!(read_anew(&view.join("cold")).unwrap() == cold);
     }
     // Something that has to be written down fails, and says why.
-    let mut prepare = host.ctr().command();
     let chain = published.image.chain_id();
-    prepare.args([
-        "snapshots",
-        "--snapshotter",
-        "soci",
-        "prepare",
-        "new",
-        &chain,
-    ]);
+    let mut attempts = 0..;
     let refused = until("the disk is known to fail", SOON, || {
+        let key = format!("new-{}", attempts.next().unwrap_or(0));
+        let mut prepare = host.ctr().command();
+        prepare.args(["snapshots", "--snapshotter", "soci"]);
+        prepare.args(["prepare", &key, &chain]);
         Ok(fail(&mut prepare).ok())
     });
     let refused = refused.unwrap();
