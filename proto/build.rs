@@ -12,6 +12,7 @@ const FILES: &[&str] = &[
     "containerd/services/namespaces.proto",
     "containerd/services/snapshots.proto",
     "containerd/services/version.proto",
+    "kubernetes/cri.proto",
     "spanshot/control.proto",
 ];
 

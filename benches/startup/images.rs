@@ -44,7 +44,9 @@ pub(crate) fn publish(
     let indexed = Layout::open(&scratch.path().join(format!("indexed-{}", workload.name)));
     let how = Indexing {
         span_size: 4 << 20,
-        min_layer_size: 0,
+        compact: "yes",
+        compact_span_size: 1 << 20,
+        ..Indexing::default()
     };
     convert(&Soci::alone(scratch)?, layout.path(), indexed.path(), how)?;
     let name = format!("startup/{}:latest", workload.name);

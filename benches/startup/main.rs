@@ -54,7 +54,7 @@ struct Options {
     /// Only these links, such as none, 1g/20ms or 200m/0ms (may be repeated)
     #[arg(long = "link", value_name = "LINK", value_parser = link)]
     links: Vec<LinkShape>,
-    /// Only these modes: overlayfs, full-pull, lazy, on-demand, original (may be repeated)
+    /// Only these modes: overlayfs, full-pull, lazy, on-demand, ztocs, original (may be repeated)
     #[arg(long = "mode", value_name = "MODE", value_parser = mode)]
     modes: Vec<Mode>,
     /// A directory with the original's soci-snapshotter-grpc

@@ -17,6 +17,8 @@ pub(crate) enum Mode {
     Lazy,
     /// Ours, lazily, and nothing that was not asked for: what a start needs.
     OnDemand,
+    /// The same by zTOCs, without compact ones.
+    Ztocs,
     /// Ours, every layer pulled and unpacked.
     FullPull,
     /// The original's daemon in place of ours, lazily.
@@ -27,11 +29,12 @@ pub(crate) enum Mode {
 
 impl Mode {
     /// All of them, as tables order them.
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Overlayfs,
         Self::FullPull,
         Self::Lazy,
         Self::OnDemand,
+        Self::Ztocs,
         Self::Original,
         Self::Warm,
     ];
@@ -42,6 +45,7 @@ impl Mode {
             Self::Overlayfs => "overlayfs",
             Self::Lazy => "lazy",
             Self::OnDemand => "on-demand",
+            Self::Ztocs => "ztocs",
             Self::FullPull => "full-pull",
             Self::Original => "original",
             Self::Warm => "warm",
@@ -69,6 +73,9 @@ impl Mode {
     fn configuration(self) -> &'static str {
         match self {
             Self::OnDemand => "[background_fetch]\ndisable = true\n",
+            Self::Ztocs => {
+                "[background_fetch]\ndisable = true\n[pull_modes.compact]\nenable = false\n"
+            }
             Self::FullPull => {
                 "[pull_modes.soci_v2]\nenable = false\n[pull_modes.parallel_pull_unpack]\nenable = true\n\
                  max_concurrent_downloads_per_image = 8\nmax_concurrent_unpacks_per_image = 4\n\

@@ -105,6 +105,7 @@ fn color(mode: Mode) -> RGBColor {
         Mode::FullPull => RGBColor(0xbc, 0x4c, 0x00),
         Mode::Lazy => RGBColor(0x09, 0x69, 0xda),
         Mode::OnDemand => RGBColor(0x54, 0xae, 0xff),
+        Mode::Ztocs => RGBColor(0x9a, 0x67, 0x00),
         Mode::Original => RGBColor(0x82, 0x50, 0xdf),
         Mode::Warm => RGBColor(0x1a, 0x7f, 0x37),
     }

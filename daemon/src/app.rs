@@ -21,6 +21,7 @@ use self::activation::Passed;
 use self::root::Root;
 pub use self::socket::Address;
 use crate::config::Config;
+use crate::cri::ImageService;
 use crate::error::chain;
 use crate::metrics::{Metrics, MetricsServer};
 use crate::snapshot::images::Images;
@@ -53,6 +54,7 @@ pub struct App {
     metrics: Option<MetricsServer>,
     signals: Signals,
     root: Root,
+    images: Option<ImageService>,
 }
 
 #[derive(Debug)]
@@ -107,7 +109,14 @@ impl App {
             metrics,
             signals,
             root,
+            images: None,
         })
+    }
+
+    /// Serves the runtime interface's image service too, on the same socket.
+    #[must_use]
+    pub fn with_image_service(self, images: Option<ImageService>) -> Self {
+        Self { images, ..self }
     }
 
     /// Serves until SIGINT (everything is unmounted) or SIGTERM (mounts stay).
@@ -122,6 +131,7 @@ impl App {
             metrics,
             mut signals,
             root,
+            images,
         } = self;
         let mut background = JoinSet::new();
         if let Some(metrics) = metrics {
@@ -133,6 +143,7 @@ impl App {
         let mut serving = tokio::spawn(
             Server::builder()
                 .add_service(service)
+                .add_optional_service(images)
                 .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
                     // A sender that went away means the same.
                     let _ = stopped.await;

@@ -50,6 +50,18 @@ pub enum ArtifactKind {
         /// Several images may share an index: its bytes depend on the layers only (v2).
         images: Vec<IndexedImage>,
     },
+    /// A compact index, and the images it was made for.
+    CompactIndex {
+        /// As of a SOCI index.
+        images: Vec<IndexedImage>,
+    },
+    /// A compact zTOC.
+    CompactZtoc {
+        /// The layer it describes.
+        layer: Digest,
+        /// The span size it was made with.
+        span_size: u64,
+    },
     /// A zTOC.
     Ztoc {
         /// The layer it describes.
@@ -164,7 +176,12 @@ impl Artifacts {
             layer: *layer,
             span_size,
         };
-        Ok(self.list()?.into_iter().find(|it| it.kind == wanted))
+        self.of_kind(&wanted)
+    }
+
+    /// The newest artifact that is exactly this.
+    pub fn of_kind(&self, kind: &ArtifactKind) -> Result<Option<Artifact>, ArtifactsError> {
+        Ok(self.list()?.into_iter().find(|it| it.kind == *kind))
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
@@ -172,10 +189,26 @@ impl Artifacts {
     }
 }
 
+impl ArtifactKind {
+    /// The images that an index of either form was made for; none of what is no index.
+    pub fn images(&self) -> &[IndexedImage] {
+        match self {
+            Self::Index { images, .. } | Self::CompactIndex { images } => images,
+            Self::CompactZtoc { .. } | Self::Ztoc { .. } | Self::Prefetch { .. } => &[],
+        }
+    }
+
+    /// Whether it is an index of either form.
+    pub fn is_index(&self) -> bool {
+        matches!(self, Self::Index { .. } | Self::CompactIndex { .. })
+    }
+}
+
 impl Artifact {
     fn adopt_images(&mut self, earlier: Self) {
-        let (ArtifactKind::Index { images, .. }, ArtifactKind::Index { images: old, .. }) =
-            (&mut self.kind, earlier.kind)
+        use ArtifactKind::{CompactIndex, Index};
+        let ((Index { images, .. }, Index { images: old, .. })
+        | (CompactIndex { images }, CompactIndex { images: old })) = (&mut self.kind, earlier.kind)
         else {
             return;
         };

@@ -122,15 +122,7 @@ impl Containerd {
             action: "setting up the client".to_owned(),
             detail,
         };
-        let socket = strip_scheme(address);
-        let dial = socket.clone();
-        // The URI only fills the HTTP/2 authority; the connector decides where to connect.
-        let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(
-            tower::service_fn(move |_: Uri| {
-                let socket = dial.clone();
-                async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-            }),
-        );
+        let channel = channel(address);
         if !is_identifier(namespace) {
             return Err(malformed(format!("{namespace:?} is not a namespace")));
         }
@@ -139,7 +131,7 @@ impl Containerd {
             .map_err(|_| malformed(format!("{namespace:?} is not a namespace")))?;
         Ok(Self {
             channel,
-            address: socket,
+            address: strip_scheme(address),
             namespace,
             lease: None,
         })
@@ -176,6 +168,18 @@ impl Containerd {
             detail: detail.into(),
         }
     }
+}
+
+/// A channel to the socket `address`, connected when it is first used. Must be called within a tokio runtime.
+pub(crate) fn channel(address: &Path) -> Channel {
+    let socket = strip_scheme(address);
+    // The URI only fills the HTTP/2 authority; the connector decides where to connect.
+    Endpoint::from_static("http://localhost").connect_with_connector_lazy(tower::service_fn(
+        move |_: Uri| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        },
+    ))
 }
 
 /// `ctr` and the daemon's configuration also accept `unix://PATH`.

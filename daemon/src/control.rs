@@ -18,6 +18,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use self::service::Service;
+pub use self::stream::read_messages;
 use crate::app::socket;
 use crate::layer::LayerStore;
 use crate::metrics::Metrics;

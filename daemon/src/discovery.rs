@@ -12,6 +12,7 @@ use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
 use ztoc::Digest;
+use ztoc::index::COMPACT_INDEX;
 
 use crate::content::ContentStore;
 use crate::registry::flight::Flights;
@@ -39,6 +40,8 @@ pub struct Modes {
     pub v1: bool,
     /// `soci_v2.enable`: by the annotation on the image manifest.
     pub v2: bool,
+    /// `compact.enable`: whether compact indexes are used, which are found in the same ways.
+    pub compact: bool,
 }
 
 impl Default for Modes {
@@ -46,6 +49,7 @@ impl Default for Modes {
         Self {
             v1: false,
             v2: true,
+            compact: true,
         }
     }
 }
@@ -110,6 +114,14 @@ pub enum DiscoveryError {
         digest: Digest,
         /// What is wrong.
         error: IndexError,
+    },
+    /// What begins a compact zTOC is not what its index says.
+    #[error("compact zTOC {digest} does not begin with {head}")]
+    Head {
+        /// The compact zTOC.
+        digest: Digest,
+        /// The digest of its head, by the index.
+        head: Digest,
     },
     /// A zTOC is not as large as its index says, or larger than accepted.
     #[error("zTOC {digest} has {size} bytes, {limit} are right")]
@@ -197,6 +209,18 @@ impl Discovery {
         self.inner.flights.join(key, || search).await
     }
 
+    /// The bytes of a zTOC, or of a compact zTOC what is needed first, verified; from the store if it is there.
+    pub async fn fetch_first(
+        &self,
+        image: &Reference,
+        ztoc: &ZtocRef,
+    ) -> Result<Bytes, DiscoveryError> {
+        match &ztoc.head {
+            Some(head) => self.inner.artifacts.head(image, ztoc, head).await,
+            None => self.inner.artifacts.ztoc(image, ztoc).await,
+        }
+    }
+
     /// The bytes of a zTOC, verified against its digest; from the store if it is there.
     pub async fn fetch_ztoc(
         &self,
@@ -247,14 +271,51 @@ impl Inner {
         manifest: Digest,
         bytes: Option<Bytes>,
     ) -> Outcome {
-        let annotated = self
+        let named = self
             .artifacts
-            .annotated_index(image, manifest, bytes)
+            .annotated_indexes(image, manifest, bytes)
             .await?;
-        match annotated {
-            Some(index) => self.artifacts.index(image, index).await.map(Arc::new),
-            None => Err(DiscoveryError::NoIndex),
-        }
+        self.both(image, named.soci, named.compact).await
+    }
+
+    /// The SOCI index and the compact index of an image, at the same time; one that fails is left out if there is the other.
+    async fn both(
+        &self,
+        image: &Reference,
+        soci: Option<Digest>,
+        compact: Option<Digest>,
+    ) -> Outcome {
+        let compact = compact.filter(|_| self.modes.compact);
+        let soci = async {
+            match soci {
+                Some(digest) => self.artifacts.index(image, digest).await,
+                None => Err(DiscoveryError::NoIndex),
+            }
+        };
+        let compact = async {
+            match compact {
+                Some(digest) => self.artifacts.compact_index(image, digest).await,
+                None => Err(DiscoveryError::NoIndex),
+            }
+        };
+        let failed = |form: &str, error: &DiscoveryError| {
+            if !matches!(error, DiscoveryError::NoIndex) {
+                tracing::warn!(%image, %error, "the image's {form} cannot be used");
+            }
+        };
+        let index = match futures::future::join(soci, compact).await {
+            (Ok(soci), Ok(compact)) => soci.beside(compact),
+            (Ok(soci), Err(error)) => {
+                failed("compact index", &error);
+                soci
+            }
+            (Err(error), Ok(compact)) => {
+                failed("SOCI index", &error);
+                compact
+            }
+            (Err(error), Err(_)) => return Err(error),
+        };
+        Ok(Arc::new(index))
     }
 
     /// `earlier` is why there was no v2 index: it is told when there is no v1 index either.
@@ -267,9 +328,24 @@ impl Inner {
         if !matches!(earlier, DiscoveryError::NoIndex) {
             tracing::warn!(%image, %manifest, error = %earlier, "no v2 SOCI index, looking for a v1 index");
         }
-        match self.artifacts.referring_index(image, manifest).await? {
-            Some(index) => self.artifacts.index(image, index).await.map(Arc::new),
-            None => Err(earlier),
+        let of_type = |artifact_type| {
+            self.artifacts
+                .referring_index(image, manifest, artifact_type)
+        };
+        let compact = async {
+            match self.modes.compact {
+                true => of_type(COMPACT_INDEX).await,
+                false => Ok(None),
+            }
+        };
+        let found = futures::future::join(of_type(V1_ARTIFACT_TYPE), compact).await;
+        let (soci, compact) = match found {
+            (Err(error), Err(_) | Ok(None)) => return Err(error),
+            (soci, compact) => (soci.ok().flatten(), compact.ok().flatten()),
+        };
+        match (soci, compact) {
+            (None, None) => Err(earlier),
+            (soci, compact) => self.both(image, soci, compact).await,
         }
     }
 }

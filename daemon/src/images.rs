@@ -37,6 +37,7 @@ use crate::snapshot::images::{
     Images, LayerRequest, LazyLayer, LazyRun, MountError, MountedView, NotLazy, Prepared,
 };
 use crate::snapshot::lowers::LowerDirs;
+use crate::snapshot::record::Usage;
 use crate::unpack::Unpacked;
 use crate::view::Views;
 
@@ -238,8 +239,10 @@ impl ImageLayers {
             reason => Verdict::Whole(reason),
         })?;
         let unpack = |reason| Verdict::Unpack(reason, Some(Arc::clone(&index)));
-        let ztoc = index.ztoc(&request.layer);
-        let ztoc = ztoc.ok_or_else(|| unpack(NotLazy::NoZtoc))?;
+        let forms = index.forms(&request.layer);
+        if forms.is_empty() {
+            return Err(unpack(NotLazy::NoZtoc));
+        }
         self.ztocs.fetch_ahead(&request.image, &index);
         if let Some(prefetcher) = &self.prefetcher {
             prefetcher.begin(&request.image, &index);
@@ -251,12 +254,53 @@ impl ImageLayers {
         if self.is_small(size) {
             return Err(unpack(NotLazy::TooSmall));
         }
-        let stored = self.ztocs.ensure(&request.image, ztoc, size).await;
+        let layer = request.layer;
+        let stored = self.ztocs.ensure(&request.image, layer, forms, size).await;
         stored.map_err(unpack)
     }
 
     fn is_small(&self, size: Option<u64>) -> bool {
         size.is_some_and(|size| size < self.options.min_layer_size)
+    }
+
+    async fn provide(&self, request: &LayerRequest, dir: &Path, parents: &LowerDirs) -> Prepared {
+        let limit = self.options.prepare_timeout;
+        let tried = tokio::time::timeout(limit, self.lazily(request)).await;
+        let verdict = tried.unwrap_or_else(|_| {
+            Err(Verdict::Whole(NotLazy::Artifact {
+                detail: format!(
+                    "no SOCI index and zTOC from {} within {limit:?}",
+                    request.image.host()
+                ),
+            }))
+        });
+        let (unpacked, reason) = match verdict {
+            Ok(()) => {
+                let (manifests, of) = (Arc::clone(&self.manifests), request.clone());
+                let diff_id = async move { manifests.diff_id(&of).await };
+                self.layers.expect(request.layer, diff_id);
+                return Prepared::Lazy;
+            }
+            Err(Verdict::Defer(reason)) => (false, reason),
+            Err(Verdict::Whole(reason)) => {
+                let ours = self.options.whole != WholeImages::Never;
+                let done = ours && self.unpack(request, dir, parents, |_| true).await;
+                (done, reason)
+            }
+            Err(Verdict::Unpack(reason, index)) => {
+                // Those above that will not be lazy either.
+                let wanted = |layer: &KnownLayer| {
+                    let known = |index: &Arc<SociIndex>| index.has(&layer.digest);
+                    self.is_small(layer.size) || index.as_ref().is_some_and(|index| !known(index))
+                };
+                let done = self.unpack(request, dir, parents, wanted).await;
+                (done, reason)
+            }
+        };
+        match unpacked {
+            true => Prepared::Unpacked { reason },
+            false => Prepared::Deferred { reason },
+        }
     }
 
     /// Pulls the layer and unpacks it into `dir`, and begins to pull those above that are `wanted`;
@@ -311,43 +355,13 @@ async fn move_to(unpacked: Unpacked, dir: &Path, parents: &LowerDirs) -> Result<
 #[async_trait]
 impl Images for ImageLayers {
     async fn prepare(&self, request: &LayerRequest, dir: &Path, parents: &LowerDirs) -> Prepared {
-        let limit = self.options.prepare_timeout;
-        let tried = tokio::time::timeout(limit, self.lazily(request)).await;
-        let verdict = tried.unwrap_or_else(|_| {
-            Err(Verdict::Whole(NotLazy::Artifact {
-                detail: format!(
-                    "no SOCI index and zTOC from {} within {limit:?}",
-                    request.image.host()
-                ),
-            }))
-        });
-        let (unpacked, reason) = match verdict {
-            Ok(()) => {
-                let (manifests, of) = (Arc::clone(&self.manifests), request.clone());
-                let diff_id = async move { manifests.diff_id(&of).await };
-                self.layers.expect(request.layer, diff_id);
-                return Prepared::Lazy;
-            }
-            Err(Verdict::Defer(reason)) => (false, reason),
-            Err(Verdict::Whole(reason)) => {
-                let ours = self.options.whole != WholeImages::Never;
-                let done = ours && self.unpack(request, dir, parents, |_| true).await;
-                (done, reason)
-            }
-            Err(Verdict::Unpack(reason, index)) => {
-                // Those above that will not be lazy either.
-                let wanted = |layer: &KnownLayer| {
-                    let known = |index: &Arc<SociIndex>| index.ztoc(&layer.digest).is_some();
-                    self.is_small(layer.size) || index.as_ref().is_some_and(|index| !known(index))
-                };
-                let done = self.unpack(request, dir, parents, wanted).await;
-                (done, reason)
-            }
-        };
-        match unpacked {
-            true => Prepared::Unpacked { reason },
-            false => Prepared::Deferred { reason },
+        // Layers above this one may be on their way: they are wanted as long as this one is.
+        let pull = self.pulls.interest(request);
+        let prepared = self.provide(request, dir, parents).await;
+        if let Some(pull) = pull {
+            pull.over();
         }
+        prepared
     }
 
     async fn mount(
@@ -371,6 +385,10 @@ impl Images for ImageLayers {
 
     fn mounted(&self, run: &LazyRun, below: &[PathBuf]) -> Option<Arc<dyn MountedView>> {
         self.views.mounted(run, below)
+    }
+
+    fn usage(&self, layer: &Digest) -> std::io::Result<Usage> {
+        self.layers.usage(layer)
     }
 
     fn settle(&self) {
@@ -431,7 +449,12 @@ impl Opener {
             let blob = self.registry.blob(image, digest, size);
             Arc::new(blob) as Arc<dyn BlobSource>
         };
-        self.layers.open(digest, image.to_string(), source).await
+        let layer = self.layers.open(digest, image.to_string(), source).await?;
+        if let Some((ztoc, size)) = layer.compact_ztoc() {
+            let windows = Arc::new(self.registry.blob(image, &ztoc, size));
+            layer.add_window_source(image.to_string(), windows);
+        }
+        Ok(layer)
     }
 }
 
@@ -446,7 +469,10 @@ fn shown(layer: Arc<Layer>) -> fuse::Layer {
 fn repairable(error: &LayerError) -> bool {
     matches!(
         error,
-        LayerError::Missing(_) | LayerError::Damaged { .. } | LayerError::Ztoc { .. }
+        LayerError::Missing(_)
+            | LayerError::Damaged { .. }
+            | LayerError::Ztoc { .. }
+            | LayerError::Compact { .. }
     )
 }
 

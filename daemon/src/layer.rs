@@ -6,6 +6,7 @@
 //! the cache, in this order. A failure fails the reads that wait for it and nothing else.
 
 mod cache;
+mod cold;
 mod counters;
 mod decode;
 mod engine;
@@ -13,6 +14,7 @@ mod fetch;
 mod fill;
 mod flight;
 mod hot;
+mod idle;
 mod kept_ztoc;
 mod ledger;
 mod link;
@@ -25,10 +27,13 @@ mod record;
 mod schedule;
 mod source;
 mod store;
+mod stored;
 mod sync;
+mod tail;
 #[cfg(test)]
 mod tests;
 mod unwritten;
+mod windows;
 
 use std::cell::Cell;
 use std::io;
@@ -56,9 +61,11 @@ use self::proof::Proof;
 use self::readahead::{Streams, WINDOW};
 use self::schedule::{Ticket, compressed};
 use self::source::Sources;
+use self::windows::Windows;
 
 pub use self::counters::LayerCounters;
 pub use self::engine::LayerOptions;
+pub(crate) use self::link::Link;
 pub use self::pace::FillOptions;
 pub use self::schedule::Lane;
 pub use self::source::{BlobSource, FetchError};
@@ -81,6 +88,8 @@ pub struct Layer {
     cache: SpanCache,
     flights: Flights<Arc<PendingRead>>,
     sources: Sources,
+    /// Where the windows are, if the zTOC is compact.
+    windows: Option<Windows>,
     streams: Streams,
     hot: Hot,
     proof: Proof,
@@ -100,7 +109,7 @@ impl Layer {
         dir: &Path,
         digest: Digest,
         ztoc: &Digest,
-        spans: SpanTable,
+        (spans, windows): (SpanTable, Option<Windows>),
         tree: Arc<LayerTree>,
         engine: Arc<Engine>,
     ) -> io::Result<Arc<Self>> {
@@ -119,6 +128,7 @@ impl Layer {
             cache,
             flights: Flights::new(&claimed),
             sources: Sources::default(),
+            windows,
             streams: Streams::default(),
             hot: Hot::default(),
             proof: Proof::open(dir),
@@ -218,7 +228,8 @@ impl Layer {
         inside.then(|| self.spans.covering(range.clone()))
     }
 
-    /// Answers on this thread if all of `spans` are present; else gives the reply back.
+    /// Answers if all of `spans` are present, on this thread unless that would wait for the disk; else gives
+    /// the reply back.
     fn hit(
         &self,
         spans: Range<SpanId>,
@@ -233,20 +244,65 @@ impl Layer {
         };
         let mut buffer = HIT.take();
         buffer.resize(length.max(buffer.len()), 0);
-        let read = self.cache.read(range.start, &mut buffer[..length]);
-        let unanswered = if read.is_ok() && self.flights.still(spans.clone(), &seen) {
-            self.touch(&spans);
-            add(&self.counters.hits, 1);
-            add(&self.counters.bytes_served, length as u64);
-            reply.data(&buffer[..length]);
-            None
-        } else {
-            Some(reply)
+        let into = &mut buffer[..length];
+        let read = self.cache.read_at_once(range.start, into).or_else(|| {
+            let _spot = self.engine.cold.spot()?;
+            Some(self.cache.read(range.start, into))
+        });
+        let unanswered = match read {
+            None => {
+                self.hit_later(spans, range.clone(), reply);
+                None
+            }
+            Some(Ok(())) if self.flights.still(spans.clone(), &seen) => {
+                self.answer(&spans, into, reply);
+                None
+            }
+            Some(_) => Some(reply),
         };
         if buffer.len() <= KEPT_HIT {
             HIT.set(buffer);
         }
         unanswered
+    }
+
+    /// Has a read of what is on disk answered by a thread that may wait for it.
+    fn hit_later(&self, spans: Range<SpanId>, range: Range<UncompressedOffset>, reply: ReadReply) {
+        let Some(this) = self.this.upgrade() else {
+            return;
+        };
+        add(&self.counters.cold_hits, 1);
+        let read = move |buffer: &mut Vec<u8>| this.hit_cold(spans, range, reply, buffer);
+        if let Some(read) = self.engine.cold.submit(Box::new(read)) {
+            read(&mut Vec::new());
+        }
+    }
+
+    fn hit_cold(
+        &self,
+        spans: Range<SpanId>,
+        range: Range<UncompressedOffset>,
+        reply: ReadReply,
+        buffer: &mut Vec<u8>,
+    ) {
+        if let Some(seen) = self.flights.sight(spans.clone())
+            && let Ok(length) = usize::try_from(range.byte_len())
+        {
+            buffer.resize(length.max(buffer.len()), 0);
+            let read = self.cache.read(range.start, &mut buffer[..length]);
+            if read.is_ok() && self.flights.still(spans.clone(), &seen) {
+                return self.answer(&spans, &buffer[..length], reply);
+            }
+        }
+        self.miss(spans, range, reply);
+    }
+
+    fn answer(&self, spans: &Range<SpanId>, bytes: &[u8], reply: ReadReply) {
+        self.touch(spans);
+        add(&self.counters.hits, 1);
+        add(&self.counters.bytes_copied, bytes.len() as u64);
+        add(&self.counters.bytes_served, bytes.len() as u64);
+        reply.data(bytes);
     }
 
     /// Has the reply answered when all of `spans` have been had.
@@ -364,7 +420,12 @@ impl Layer {
         loop {
             match self.flights.join(span, read.map(Arc::clone), ticket) {
                 Joined::Started(origin) => return Some(origin),
-                Joined::Waiting => return None,
+                Joined::Waiting => {
+                    if ticket.lane() != Lane::Fill {
+                        self.engine.decoders.hurry();
+                    }
+                    return None;
+                }
                 Joined::Present => match read {
                     Some(read) if !self.read_present(span, read) => self.distrust(span),
                     _ => return None,

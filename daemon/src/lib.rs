@@ -9,6 +9,7 @@ pub mod config;
 pub mod containerd;
 pub mod content;
 pub mod control;
+pub mod cri;
 pub mod discovery;
 pub mod error;
 #[cfg(any(test, fuzzing))]

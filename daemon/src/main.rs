@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -11,11 +11,13 @@ use clap::{Parser, Subcommand};
 use daemon::app::root::{DEFAULT_ROOT, Root};
 use daemon::app::socket::DEFAULT_ADDRESS;
 use daemon::app::{Address, App, Settings};
-use daemon::config::Config;
+use daemon::config::{Config, DEFAULT_PATH};
 use daemon::control::{self, Control, Inside};
+use daemon::cri::{ImageService, Keychain};
 use daemon::images::ImageLayers;
 use daemon::logging::{self, LogLevel};
 use daemon::metrics::Metrics;
+use daemon::registry::CredentialProvider;
 use daemon::snapshot::images::Images;
 use daemon::view::keeper::HolderClient;
 use daemon::{REVISION, VERSION, view};
@@ -78,6 +80,11 @@ enum ConfigCommand {
     Default,
     /// Prints the configuration in effect, the file's and the defaults, as TOML
     Dump,
+    /// Reads the configuration and says what is wrong with it
+    ///
+    /// Fails if the file is malformed, which the daemon would not start with, or has keys that nobody
+    /// knows, which the daemon ignores: often they are misspelt.
+    Check,
 }
 
 fn main() -> ExitCode {
@@ -110,8 +117,29 @@ fn print_config(command: ConfigCommand, arguments: &Arguments) -> Result<()> {
     let config = match command {
         ConfigCommand::Default => Config::default(),
         ConfigCommand::Dump => Config::load(arguments.config.as_deref())?.0,
+        ConfigCommand::Check => return check_config(arguments),
     };
     std::io::stdout().write_all(config.to_toml()?.as_bytes())?;
+    Ok(())
+}
+
+fn check_config(arguments: &Arguments) -> Result<()> {
+    let path = arguments.config.as_deref();
+    let name = path.unwrap_or_else(|| DEFAULT_PATH.as_ref()).display();
+    let (_, unknown) = Config::load(path)?;
+    for key in &unknown {
+        println!("{name}:{}: unknown key {}", key.line, key.key);
+    }
+    anyhow::ensure!(
+        unknown.is_empty(),
+        "{name} has {} keys that have no meaning; they are ignored",
+        unknown.len()
+    );
+    if path.is_some() || Path::new(DEFAULT_PATH).exists() {
+        println!("{name} is fine");
+    } else {
+        println!("there is no {name}: the defaults are in effect");
+    }
     Ok(())
 }
 
@@ -152,8 +180,13 @@ fn serve(arguments: &Arguments) -> Result<()> {
         .build()?;
     let ended = runtime.block_on(async {
         let mut inside = None;
+        let keychain = keychain(&arguments.address, &config);
+        let mut credentials: Vec<Arc<dyn CredentialProvider>> = Vec::new();
+        if let Some(keychain) = &keychain {
+            credentials.push(Arc::new(keychain.clone()));
+        }
         let images = async |root: &Root, metrics: &Arc<Metrics>, keeper| {
-            let images = ImageLayers::start(root.path(), &config, keeper, Vec::new())?;
+            let images = ImageLayers::start(root.path(), &config, keeper, credentials)?;
             let adopted = images.adopt().await?;
             tracing::info!(
                 adopted,
@@ -169,12 +202,26 @@ fn serve(arguments: &Arguments) -> Result<()> {
             Ok(Arc::new(images) as Arc<dyn Images>)
         };
         let app = App::build(&settings, &config, images).await?;
+        let service = Path::new(&config.cri_keychain.image_service_path);
+        let app = app.with_image_service(keychain.map(|known| ImageService::new(service, known)));
         let _control = inside.and_then(|inside| control(&settings.address, inside));
         app.run().await
     });
     // What still blocks after the drain is given up: nothing may keep the process from ending.
     runtime.shutdown_background();
     ended
+}
+
+/// Credentials that the kubelet gives with its pulls, if they are wanted. They are kept beside the socket, in `/run`:
+/// a new daemon knows them, a new boot does not.
+fn keychain(address: &Address, config: &Config) -> Option<Keychain> {
+    let socket = match address {
+        Address::Path(path) => path,
+        Address::Systemd => Path::new(DEFAULT_ADDRESS),
+    };
+    let kept = || socket.with_extension("credentials");
+    let wanted = config.cri_keychain.enable_keychain;
+    wanted.then(|| Keychain::open(&kept()))
 }
 
 /// Serves the control API. Without it the daemon still does its work.

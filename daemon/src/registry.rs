@@ -51,6 +51,7 @@ pub use reference::{ParseReferenceError, Reference};
 
 pub(crate) use download::digest_of;
 
+use crate::layer::Link;
 use hosts::{Hosts, Purpose};
 use retry::{Attempts, Subject};
 use transport::{Payload, Transport};
@@ -81,6 +82,8 @@ pub struct Registry {
 struct Shared {
     hosts: Hosts,
     transport: Transport,
+    /// How fast whole layers come.
+    line: Arc<Link>,
 }
 
 /// What came of pushing a manifest.
@@ -100,6 +103,7 @@ impl Registry {
             shared: Arc::new(Shared {
                 hosts: Hosts::new(Arc::new(config), client)?,
                 transport,
+                line: Arc::default(),
             }),
         })
     }
@@ -231,6 +235,16 @@ impl Registry {
         descriptor: &Descriptor,
     ) -> Result<(), RegistryError> {
         referrers::push_tag(self, reference, subject, descriptor).await
+    }
+
+    /// Whether the host that is asked first is known to answer ranges with ranges.
+    async fn serves_ranges(&self, reference: &Reference) -> bool {
+        let hosts = self.shared.hosts.of(reference, Purpose::Pull).await;
+        hosts.is_ok_and(|hosts| hosts.first().is_some_and(|host| host.serves_ranges()))
+    }
+
+    fn line(&self) -> &Arc<Link> {
+        &self.shared.line
     }
 
     fn transport(&self) -> &Transport {

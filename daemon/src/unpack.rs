@@ -13,6 +13,7 @@ mod implied;
 mod lower;
 mod pipeline;
 mod rooted;
+mod staged;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -24,7 +25,6 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use futures::Stream;
-use tempfile::TempDir;
 use tokio::sync::oneshot;
 use ztoc::Digest;
 
@@ -34,6 +34,7 @@ use self::implied::Implied;
 use self::lower::Lowers;
 use self::pipeline::Digests;
 use self::rooted::Rooted;
+use self::staged::{Finished, Staged};
 use self::stream::Receiver;
 
 pub use self::error::UnpackError;
@@ -53,19 +54,19 @@ pub struct Expected {
 /// Where a layer is unpacked.
 #[derive(Debug, Clone, Copy)]
 pub struct Site<'a> {
-    /// A directory on the snapshots' file system; what is left in it by a process that died may be
-    /// removed.
+    /// A directory on the snapshots' file system; what a process that died has left in it is for
+    /// [`Unpacked::find`], or to be removed.
     pub beside: &'a Path,
     /// No layer lies below: there is nothing to hide.
     pub lowest: bool,
 }
 
-/// A layer that is unpacked and verified, and that nobody sees yet. Dropping it deletes it, which blocks.
+/// A layer that is unpacked and verified, and that nobody sees yet. Dropping it deletes it, which blocks; killing the
+/// process does not.
 #[derive(Debug)]
 pub struct Unpacked {
-    dir: TempDir,
-    implied: Vec<Implied>,
-    lowest: bool,
+    staged: Staged,
+    finished: Finished,
 }
 
 /// Unpacks `blob` (gzip, zstd or plain) at `site`. Nothing is left there unless everything was
@@ -96,14 +97,32 @@ pub async fn unpack(
 }
 
 impl Unpacked {
+    /// The layer that an earlier process unpacked at `path`, in the directory of a [`Site`], and did not come to use;
+    /// `None` if it is not whole, or the machine was booted since. Blocks.
+    pub fn find(path: &Path) -> Option<Self> {
+        let (staged, finished) = Staged::find(path)?;
+        Some(Self { staged, finished })
+    }
+
+    /// Whether it is the layer expected.
+    pub fn is(&self, expected: Expected) -> bool {
+        let known = &self.finished;
+        known.layer == expected.layer && expected.diff_id.is_none_or(|own| own == known.diff_id)
+    }
+
     /// Whether it was unpacked as the lowest layer.
     pub fn is_lowest(&self) -> bool {
-        self.lowest
+        self.finished.lowest
     }
 
     /// Whether it has directories that look like those below.
     pub fn wants_parents(&self) -> bool {
-        !self.implied.is_empty()
+        !self.finished.implied.is_empty()
+    }
+
+    /// Leaves it to a later process to [find](Self::find).
+    pub fn leave(self) {
+        self.staged.leave();
     }
 
     /// Puts the layer in the place of `dir`, which exists and is empty, at once; `parents` are the
@@ -111,27 +130,25 @@ impl Unpacked {
     pub fn move_to(self, dir: &Path, parents: &[PathBuf]) -> Result<(), UnpackError> {
         self.settle(parents)
             .and_then(|()| self.take_place(dir))
-            .map_err(|source| failed(dir, source))?;
-        // It has its name; there is nothing left to remove under the old one.
-        let _ = self.dir.keep();
-        Ok(())
+            .map_err(|source| failed(dir, source))
     }
 
     fn settle(&self, parents: &[PathBuf]) -> io::Result<()> {
-        if self.implied.is_empty() || parents.is_empty() {
+        if !self.wants_parents() || parents.is_empty() {
             return Ok(());
         }
-        let (root, mut lowers) = (Rooted::open(self.dir.path())?, Lowers::new(parents));
-        let mut implied = self.implied.iter();
+        let root = Rooted::open(&self.staged.tree())?;
+        let mut lowers = Lowers::new(parents);
+        let mut implied = self.finished.implied.iter();
         implied.try_for_each(|implied| implied.settle(&root, &mut lowers))
     }
 
-    fn take_place(&self, dir: &Path) -> io::Result<()> {
-        let looks = dir.metadata()?;
+    fn take_place(self, dir: &Path) -> io::Result<()> {
+        let (looks, tree) = (dir.metadata()?, self.staged.tree());
         let mode = fs::Permissions::from_mode(looks.mode() & 0o7777);
-        fs::set_permissions(self.dir.path(), mode)?;
-        chown(self.dir.path(), Some(looks.uid()), Some(looks.gid()))?;
-        fs::rename(self.dir.path(), dir)
+        fs::set_permissions(&tree, mode)?;
+        chown(&tree, Some(looks.uid()), Some(looks.gid()))?;
+        self.staged.give(dir)
     }
 }
 
@@ -148,19 +165,20 @@ fn unpack_at(
     expected: Expected,
     site: Site<'_>,
 ) -> Result<Unpacked, UnpackError> {
-    let dir = tempfile::Builder::new()
-        .prefix(".unpack-")
-        .tempdir_in(site.beside)
-        .map_err(|source| failed(site.beside, source))?;
-    let (implied, digests) = pipeline::run(blob, downloading, |tar| {
-        apply_all(tar, dir.path(), site.lowest)
-    })?;
+    let staged = Staged::new(site.beside).map_err(|source| failed(site.beside, source))?;
+    let tree = staged.tree();
+    let (implied, digests) =
+        pipeline::run(blob, downloading, |tar| apply_all(tar, &tree, site.lowest))?;
     check(digests, expected)?;
-    Ok(Unpacked {
-        dir,
-        implied,
+    let finished = Finished {
+        layer: digests.blob,
+        diff_id: digests.tar,
         lowest: site.lowest,
-    })
+        implied,
+    };
+    let finished = staged.record(finished);
+    let finished = finished.map_err(|source| failed(site.beside, source))?;
+    Ok(Unpacked { staged, finished })
 }
 
 fn check(actual: Digests, expected: Expected) -> Result<(), UnpackError> {

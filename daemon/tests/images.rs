@@ -19,7 +19,7 @@ use daemon::snapshot::images::{
 use daemon::snapshot::lowers::LowerDirs;
 use daemon::view::Views;
 use fuse::MountOptions;
-use integration::registry::{Fault, Match, ScriptedRegistry};
+use integration::registry::{Fault, Match, Recorded, ScriptedRegistry};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
@@ -182,8 +182,14 @@ impl Pushed {
         }
     }
 
+    /// But for those of one byte, by which it is found out whether a host serves ranges.
     fn blob_requests(&self, layer: usize) -> usize {
-        self.registry.count("GET", &self.layers[layer].digest.hex())
+        let (requests, blob) = (self.registry.requests(), self.layers[layer].digest.hex());
+        let is_it = |request: &&Recorded| {
+            let probe = request.range.as_deref() == Some("bytes=0-0");
+            request.method == "GET" && request.path.contains(&blob) && !probe
+        };
+        requests.iter().filter(is_it).count()
     }
 }
 
@@ -251,10 +257,7 @@ impl Node {
         let registry = registry.unwrap();
         let content: Arc<dyn ContentStore> =
             Arc::new(OciLayoutStore::open_at(&path("content")).unwrap());
-        let modes = Modes {
-            v1: false,
-            v2: true,
-        };
+        let modes = Modes::default();
         let discovery = Discovery::new(registry.clone(), Arc::clone(&content), modes);
         let sources = Sources {
             registry,
@@ -714,10 +717,77 @@ async fn layers_that_nobody_asks_for_are_deleted_after_a_while() {
     })
     .await;
     eventually("it is deleted", || node.names("unpack").is_empty()).await;
-    // And a stop leaves nothing either.
+}
+
+/// A pull of which the upper layer is unpacked and nobody has asked for it.
+async fn with_the_upper_layer_ahead(pushed: &Pushed, node: &Node) {
     node.prepare(&pushed.request(0)).await;
+    eventually("the upper layer is there", || {
+        let one = node.names("unpack").first().cloned();
+        one.is_some_and(|one| node.names(&format!("unpack/{one}")) == ["fs", "record.json"])
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_was_finished_before_a_restart_is_not_pulled_again() {
+    let pushed = Pushed::new(Flaw::NoIndex).await;
+    let node = Node::at(tempfile::tempdir().unwrap(), whole(PullOptions::default()));
+    with_the_upper_layer_ahead(&pushed, &node).await;
+    let node = node.restart().await;
+    assert_eq!(node.names("unpack").len(), 1);
+    let (prepared, dir) = node.prepare(&pushed.request(1)).await;
+    assert!(
+        matches!(prepared, Prepared::Unpacked { .. }),
+        "{prepared:?}"
+    );
+    assert_eq!(fs::read(dir.join("etc/new")).unwrap(), text(50_000));
+    assert_eq!(pushed.blob_requests(1), 1);
+    eventually("nothing is left of the pull", || {
+        node.names("unpack").is_empty()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_earlier_daemon_finished_and_nobody_asks_for_is_deleted_after_a_while() {
+    let pushed = Pushed::new(Flaw::NoIndex).await;
+    let node = Node::at(tempfile::tempdir().unwrap(), whole(PullOptions::default()));
+    with_the_upper_layer_ahead(&pushed, &node).await;
     node.images.stop().await;
+    let pull = PullOptions {
+        keep: Duration::from_millis(100),
+        ..PullOptions::default()
+    };
+    let node = Node::at(node.root, whole(pull));
     eventually("it is deleted", || node.names("unpack").is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_whose_client_went_away_between_two_layers_ends_soon_and_not_while_one_is_prepared()
+{
+    let pushed = Pushed::new(Flaw::NoIndex).await;
+    let upper = pushed.layers[1].digest.hex();
+    pushed
+        .registry
+        .script(Match::path(&upper).once(), Fault::StallBody(100));
+    let pull = PullOptions {
+        idle: Duration::from_millis(200),
+        ..PullOptions::default()
+    };
+    let node = Node::at(tempfile::tempdir().unwrap(), whole(pull));
+    node.prepare(&pushed.request(0)).await;
+    eventually("the upper layer is begun", || {
+        node.names("unpack").len() == 1
+    })
+    .await;
+    eventually("it is given up", || node.names("unpack").is_empty()).await;
+    let (prepared, dir) = node.prepare(&pushed.request(1)).await;
+    assert!(
+        matches!(prepared, Prepared::Unpacked { .. }),
+        "{prepared:?}"
+    );
+    assert_eq!(fs::read(dir.join("etc/new")).unwrap(), text(50_000));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -27,6 +27,7 @@ fn quick() -> RegistryConfig {
             response_header_timeout: Duration::from_secs(1),
             request_timeout: Duration::from_secs(30),
             stall_timeout: Duration::from_secs(1),
+            straggler: Duration::from_secs(30),
             max_retries: 3,
             min_wait: Duration::from_millis(5),
             max_wait: Duration::from_secs(2),

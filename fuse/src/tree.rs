@@ -4,6 +4,7 @@
 //! gives the same numbers: node ids must mean the same to a process that takes a mount over.
 
 mod build;
+mod children;
 mod finish;
 mod headers;
 mod left_out;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::command::{command, finish, run};
 use crate::ctr::Ctr;
@@ -11,7 +11,7 @@ use crate::scratch::Scratch;
 use crate::service::Service;
 
 /// A containerd with private roots, whose proxy plugin `soci` is the snapshotter that listens on
-/// [`Containerd::snapshotter_socket`]. CRI is off: Debian's 1.6 sends no annotations through it.
+/// [`Containerd::snapshotter_socket`]. CRI is off unless asked for.
 #[derive(Debug)]
 pub struct Containerd {
     service: Service,
@@ -28,9 +28,20 @@ impl Containerd {
 
     /// Starts one of several, in the directory `name` of `scratch`.
     pub fn start_as(scratch: &Scratch, name: &str) -> Result<Self> {
+        Self::start_with(scratch, name, NO_CRI)
+    }
+
+    /// Starts one as a node of Kubernetes has it: CRI with our snapshotter, and with annotations. `pause` is the image
+    /// of pods.
+    pub fn start_for_pods(scratch: &Scratch, pause: &str) -> Result<Self> {
+        let dir = scratch.dir("containerd")?;
+        Self::start_with(scratch, "containerd", &cri(&dir, pause))
+    }
+
+    fn start_with(scratch: &Scratch, name: &str, more: &str) -> Result<Self> {
         let dir = scratch.dir(name)?;
         let config = dir.join("config.toml");
-        fs::write(&config, configuration(&dir))?;
+        fs::write(&config, configuration(&dir, scratch, more)?)?;
         let mut containerd = command("containerd");
         containerd.arg("--config").arg(&config);
         let service = Service::start("containerd", &mut containerd, &dir.join("containerd.log"))?;
@@ -73,6 +84,19 @@ impl Containerd {
     }
 }
 
+/// Major and minor version of the containerd that is installed.
+pub fn version() -> Result<(u32, u32)> {
+    let line = run(command("containerd").arg("--version"))?;
+    let number = |word: &str| {
+        let (major, rest) = word.trim_start_matches('v').split_once('.')?;
+        let minor = rest.split('.').next()?;
+        Some((major.parse().ok()?, minor.parse().ok()?))
+    };
+    line.split_whitespace()
+        .find_map(number)
+        .with_context(|| format!("no version in {line}"))
+}
+
 impl Drop for Containerd {
     fn drop(&mut self) {
         for container in self.ctr().containers().unwrap_or_default() {
@@ -95,14 +119,7 @@ fn snapshotter_socket(dir: &Path) -> PathBuf {
     dir.join("soci.sock")
 }
 
-fn configuration(dir: &Path) -> String {
-    let snapshotter = snapshotter_socket(dir);
-    let (dir, snapshotter) = (dir.display(), snapshotter.display());
-    format!(
-        r#"version = 2
-root = "{dir}/root"
-state = "{dir}/state"
-disabled_plugins = [
+const NO_CRI: &str = r#"disabled_plugins = [
   "io.containerd.grpc.v1.cri",
   "io.containerd.internal.v1.opt",
   "io.containerd.snapshotter.v1.aufs",
@@ -110,11 +127,61 @@ disabled_plugins = [
   "io.containerd.snapshotter.v1.devmapper",
   "io.containerd.snapshotter.v1.zfs",
 ]
-[grpc]
+"#;
+
+/// For CRI. Sizes are asked of snapshotters each second.
+fn cri(dir: &Path, pause: &str) -> String {
+    let dir = dir.display();
+    format!(
+        r#"disabled_plugins = [
+  "io.containerd.internal.v1.opt",
+  "io.containerd.snapshotter.v1.aufs",
+  "io.containerd.snapshotter.v1.btrfs",
+  "io.containerd.snapshotter.v1.devmapper",
+  "io.containerd.snapshotter.v1.zfs",
+]
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{pause}"
+  stats_collect_period = 1
+  restrict_oom_score_adj = true
+  disable_tcp_service = true
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "soci"
+    disable_snapshot_annotations = false
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    conf_dir = "{dir}/cni"
+"#
+    )
+}
+
+/// For `ctr`, which asks containerd itself to pull from 2.0 on. It tells a snapshotter of what it pulls from 2.1 on.
+const TRANSFER: &str = r#"[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux"
+  snapshotter = "overlayfs"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux"
+  snapshotter = "soci"
+"#;
+/// The first version to tell.
+pub const TELLS: (u32, u32) = (2, 1);
+
+fn configuration(dir: &Path, scratch: &Scratch, more: &str) -> Result<String> {
+    let transfer = if version()? >= TELLS { TRANSFER } else { "" };
+    let snapshotter = snapshotter_socket(dir);
+    let soci = scratch.path().join("soci/root");
+    let (dir, snapshotter, soci) = (dir.display(), snapshotter.display(), soci.display());
+    Ok(format!(
+        r#"version = 2
+root = "{dir}/root"
+state = "{dir}/state"
+{more}{transfer}[grpc]
   address = "{dir}/containerd.sock"
 [proxy_plugins.soci]
   type = "snapshot"
   address = "{snapshotter}"
+  [proxy_plugins.soci.exports]
+    root = "{soci}"
+    enable_remote_snapshot_annotations = "true"
 "#
-    )
+    ))
 }

@@ -42,6 +42,33 @@ pub fn layers(name: &str, steps: &[Step<'_>]) -> Result<Vec<PathBuf>> {
     Ok(std::iter::once(base).chain(files).collect())
 }
 
+/// The directory of a minimal Debian that can be booted: with systemd. Made once and kept; to be copied.
+pub fn with_systemd() -> Result<PathBuf> {
+    let base = layers("base", &[])?.remove(0);
+    let mirror = Mirror::of_this_machine()?;
+    let made = cached(&format!("systemd-{}", mirror.suite), |dir| {
+        let root = dir.join("root");
+        fs::create_dir(&root)?;
+        run(command("tar")
+            .args(["--xattrs", "--xattrs-include=*", "-xpf"])
+            .arg(&base)
+            .arg("-C")
+            .arg(&root))?;
+        let mut shell = command("chroot");
+        mirror.environment(&mut shell);
+        run(shell.arg(&root).args(["/bin/sh", "-euc", SYSTEMD]))?;
+        for cache in ["var/cache/apt/archives", "var/lib/apt/lists"] {
+            empty(&root.join(cache))?;
+        }
+        Ok(())
+    })?;
+    Ok(made.join("root"))
+}
+
+/// What brings systemd, and what the snapshotter's unit calls.
+const SYSTEMD: &str = "apt-get update -qq\n\
+    apt-get install -y -qq --no-install-recommends systemd-sysv kmod procps >/dev/null\n";
+
 fn layer_file(step: &Step<'_>) -> String {
     format!("{}.tar.gz", step.name)
 }

@@ -46,13 +46,21 @@ impl DockerRegistry {
     /// Starts it, or starts it again, in `dir`.
     pub fn start_at(dir: &Path) -> Result<Self> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
-        Self::start_as(dir, command("docker-registry"), address, address)
+        Self::start_as(dir, command("docker-registry"), address, address, "")
+    }
+
+    /// Starts a pull-through cache of `origin` below `scratch`.
+    pub fn start_cache(scratch: &Scratch, origin: &Self) -> Result<Self> {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+        let proxy = format!("proxy: {{remoteurl: \"http://{}\"}}\n", origin.host());
+        let dir = scratch.dir("cache")?;
+        Self::start_as(&dir, command("docker-registry"), address, address, &proxy)
     }
 
     /// Starts it, or starts it again, in `dir`, at the far end of `link`.
     pub fn start_behind(dir: &Path, link: &Link) -> Result<Self> {
         let registry = link.far_command("docker-registry");
-        Self::start_as(dir, registry, link.far_address(), link.near_address())
+        Self::start_as(dir, registry, link.far_address(), link.near_address(), "")
     }
 
     fn start_as(
@@ -60,9 +68,10 @@ impl DockerRegistry {
         mut registry: Command,
         listen: SocketAddr,
         address: SocketAddr,
+        more: &str,
     ) -> Result<Self> {
         let config = dir.join("config.yml");
-        fs::write(&config, configuration(dir, listen))?;
+        fs::write(&config, configuration(dir, listen) + more)?;
         registry.arg("serve").arg(&config);
         let mut service = Service::start("registry", &mut registry, &dir.join("registry.log"))?;
         service.wait_ready(|| TcpStream::connect(listen).is_ok())?;

@@ -43,6 +43,10 @@ pub struct Indexing {
     pub span_size: u64,
     /// Smaller layers get no zTOC.
     pub min_layer_size: u64,
+    /// What `--compact` says.
+    pub compact: &'static str,
+    /// Bytes of a span of a compact zTOC.
+    pub compact_span_size: u64,
 }
 
 /// An image that has been pushed.
@@ -57,11 +61,13 @@ pub struct Published {
 }
 
 impl Default for Indexing {
-    /// Every layer, in spans small enough that small layers have several.
+    /// Every layer, by zTOCs only, in spans small enough that small layers have several.
     fn default() -> Self {
         Self {
             span_size: 256 * 1024,
             min_layer_size: 0,
+            compact: "no",
+            compact_span_size: 64 * 1024,
         }
     }
 }
@@ -246,5 +252,7 @@ pub fn convert(soci: &Soci, from: &Path, to: &Path, how: Indexing) -> Result<Str
     convert.args(["convert", "--standalone", "--format", "oci-dir"]);
     convert.args(["--span-size", &how.span_size.to_string()]);
     convert.args(["--min-layer-size", &how.min_layer_size.to_string()]);
+    convert.args(["--compact", how.compact]);
+    convert.args(["--compact-span-size", &how.compact_span_size.to_string()]);
     crate::command::run(convert.arg(from).arg(to))
 }

@@ -9,6 +9,7 @@ pub mod busybox;
 pub mod cache;
 pub mod command;
 pub mod containerd;
+pub mod cri;
 pub mod ctr;
 pub mod debian;
 pub mod distribution;

@@ -19,6 +19,9 @@ use crate::manager::Manager;
 use crate::scratch::Scratch;
 use crate::service::Service;
 
+/// Stands for containerd's socket in a configuration.
+pub const CONTAINERD: &str = "{containerd}";
+
 /// Our daemon with a private root.
 #[derive(Debug)]
 pub struct Snapshotter {
@@ -29,12 +32,9 @@ pub struct Snapshotter {
     manager: Option<Arc<Manager>>,
 }
 
-/// Makes of the command that starts the daemon another one that does.
-pub type Wrap = dyn Fn(&Command) -> Command;
-
 impl Snapshotter {
     /// Starts it below `scratch` for `containerd`, with its root in `root` below that and the lines
-    /// of `config` (TOML, top-level keys first) after those that every test needs.
+    /// of `config` (TOML, top-level keys first) after those that every test needs. [`CONTAINERD`] in it is replaced.
     pub fn start(scratch: &Scratch, containerd: &Containerd, config: &str) -> Result<Self> {
         Self::start_under(None, scratch, containerd, config)
     }
@@ -52,7 +52,7 @@ impl Snapshotter {
 
     /// Starts it by the command that `wrap` makes of its own.
     pub fn start_wrapped(
-        wrap: &Wrap,
+        wrap: &(dyn Fn(&Command) -> Command + '_),
         scratch: &Scratch,
         containerd: &Containerd,
         config: &str,
@@ -72,10 +72,14 @@ impl Snapshotter {
         let metrics = free_port()?;
         let dir = scratch.dir("soci")?;
         let head = format!("metrics_address = \"127.0.0.1:{metrics}\"\n");
-        let text = format!(
-            "{head}{config}\n[content_store]\ntype = \"soci\"\ncontainerd_address = \"{}\"\n",
-            containerd.socket().display()
-        );
+        let store = match config.contains("[content_store]") {
+            true => String::new(),
+            false => format!(
+                "\n[content_store]\ntype = \"soci\"\ncontainerd_address = \"{CONTAINERD}\"\n"
+            ),
+        };
+        let socket = containerd.socket().display().to_string();
+        let text = format!("{head}{config}{store}").replace(CONTAINERD, &socket);
         fs::write(dir.join("config.toml"), text)?;
         Ok((dir, metrics))
     }

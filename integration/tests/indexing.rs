@@ -10,7 +10,15 @@ use integration::push::push;
 use integration::{Containerd, Ctr, DockerRegistry, Image, Layout, Scratch, Soci};
 use serde_json::{Value, json};
 
-const SIZES: [&str; 4] = ["--span-size", "65536", "--min-layer-size", "0"];
+/// Without compact zTOCs: their tests are in `compact.rs`.
+const SIZES: [&str; 6] = [
+    "--span-size",
+    "65536",
+    "--min-layer-size",
+    "0",
+    "--compact",
+    "no",
+];
 const INDEX_DIGEST: &str = "com.amazon.soci.index-digest";
 
 /// Parts drop from the last to the first: the directory goes last.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use integration::busybox::noise;
 use integration::command::{run, until};
+use integration::containerd;
 use integration::ctr::Run;
 use integration::host::{Host, Indexing, ON_DEMAND};
 use integration::walk::{assert_same, walk};
@@ -291,5 +292,29 @@ fn a_user_who_is_not_root_reads_the_image() {
     let seen = walk(mounted.path()).unwrap();
     assert!(seen.contains_key(Path::new("file")));
     drop(mounted);
+    host.finish().unwrap();
+}
+
+#[test]
+fn ctr_pulls_lazily_where_containerd_tells_a_snapshotter_what_it_pulls() {
+    let host = Host::start(ON_DEMAND).unwrap();
+    let published = host
+        .publish_files("transfer", &[("greeting", b"hello\n")])
+        .unwrap();
+    host.ctr().pull("soci", &published.reference).unwrap();
+    let lazy = host
+        .snapshotter
+        .log()
+        .matches("layer is served lazily")
+        .count();
+    // An older one pulls the layers and has us keep them.
+    let expected = if containerd::version().unwrap() >= containerd::TELLS {
+        2
+    } else {
+        0
+    };
+    assert_eq!(lazy, expected, "{}", host.snapshotter.log());
+    let read = Run::shell(&published.reference, "reader", "cat /greeting");
+    assert_eq!(host.ctr().run(read).unwrap(), "hello\n");
     host.finish().unwrap();
 }

@@ -359,7 +359,8 @@ impl World {
             &walk(self.mounted.path()).unwrap(),
         );
         assert!(self.readers.original.root.exists());
-        let (host, ctr) = (self.host, self.host.ctr());
+        let ctr = self.host.ctr();
+        let host = self.host;
         drop((self.mounted, self.original));
         ctr.remove_snapshot("soci", KEY).unwrap();
         ctr.remove_snapshot("overlayfs", KEY).unwrap();

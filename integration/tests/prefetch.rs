@@ -13,7 +13,15 @@ use integration::push::push;
 use integration::{Containerd, DockerRegistry, Image, Layout, Scratch, Soci};
 use serde_json::{Value, json};
 
-const SIZES: [&str; 4] = ["--span-size", "65536", "--min-layer-size", "0"];
+/// Without compact zTOCs: their tests are in `compact.rs`.
+const SIZES: [&str; 6] = [
+    "--span-size",
+    "65536",
+    "--min-layer-size",
+    "0",
+    "--compact",
+    "no",
+];
 const PREFETCH: &str = "application/vnd.amazon.soci.prefetch.v1+json";
 
 /// Parts drop from the last to the first: the directory goes last.
@@ -352,4 +360,44 @@ fn every_command_has_a_manual_page_and_shells_are_told_of_all() {
     let path = scratch.path().join("soci.bash");
     fs::write(&path, script).unwrap();
     run(command("bash").arg("-n").arg(path)).unwrap();
+}
+
+#[test]
+fn a_command_can_be_run_in_an_image_to_record_what_it_reads() {
+    let site = Site::start();
+    let (reference, image) = site.pulled("traced");
+    let record = site.scratch.path().join("trace.json");
+    let record = record.to_str().unwrap();
+    let command = [
+        "sh",
+        "-c",
+        "read word </greeting; echo $word $$; touch /new; false",
+    ];
+    let trace = [
+        "--json",
+        "trace",
+        &reference,
+        "--plain-http",
+        "-o",
+        record,
+        "--",
+    ];
+    let printed = site.soci().call(&[&trace[..], &command].concat()).unwrap();
+    // Its own process ids, its own root, and what it writes goes nowhere.
+    assert!(printed.starts_with("hello 1\n"), "{printed}");
+    assert!(printed.contains(r#""event":"recorded""#), "{printed}");
+    let trace: Value = serde_json::from_slice(&fs::read(record).unwrap()).unwrap();
+    assert_eq!(trace["images"], json!([reference]));
+    assert_eq!(trace["complete"], true);
+    let reads = trace["reads"].as_array().unwrap();
+    let read = |path: &str| reads.iter().find(|it| it["path"] == path);
+    assert!(
+        read("/greeting").is_some() && read("/large").is_none(),
+        "{trace}"
+    );
+    let busybox = read("/bin/busybox").unwrap();
+    assert_eq!(busybox["layer"], image.layers[0].digest);
+    // It serves to make a prefetch artifact.
+    let created = create(&site.soci(), &reference, &["--prefetch-from", record]);
+    assert!(!created.is_empty());
 }

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::io::Read as _;
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,6 +13,8 @@ use integration::ctr::Run;
 use integration::host::{Host, sha256_hex, small_layers};
 use integration::push::put;
 use integration::registry::{Fault, Match, ScriptedRegistry};
+use integration::snapshotter::CONTAINERD;
+use integration::{Containerd, DockerRegistry, Scratch, Snapshotter};
 use nix::sys::signal::Signal;
 
 /// Every image is pulled whole, in small requests.
@@ -24,6 +28,8 @@ struct Scene {
     _runtime: tokio::runtime::Runtime,
     registry: ScriptedRegistry,
     reference: String,
+    /// Digest of the layer between busybox and the uppermost one.
+    middle: String,
     /// Digest of the uppermost layer.
     upper: String,
     content: Vec<u8>,
@@ -47,6 +53,7 @@ impl Scene {
             _runtime: runtime,
             registry,
             reference,
+            middle: layers[1].digest.clone(),
             upper: layers[2].digest.clone(),
             content,
         }
@@ -59,12 +66,16 @@ impl Scene {
         self.registry.script(late, Fault::StallBody(1000));
     }
 
-    /// A pull that has got as far as half of the uppermost layer.
-    fn half_a_pull(&self, host: &Host) -> Child {
+    fn begin(&self, host: &Host) -> Child {
         let mut rpull = host.soci().unwrap().command().unwrap();
         rpull.args(["rpull", "--plain-http", &self.reference]);
         let rpull = rpull.stdout(Stdio::null()).stderr(Stdio::null());
-        let rpull = rpull.spawn().unwrap();
+        rpull.spawn().unwrap()
+    }
+
+    /// A pull that has got as far as half of the uppermost layer.
+    fn half_a_pull(&self, host: &Host) -> Child {
+        let rpull = self.begin(host);
         wait_until(
             "both lower layers are there and half of the upper one",
             || {
@@ -90,6 +101,12 @@ fn half_unpacked(host: &Host) -> Vec<String> {
     let entries = fs::read_dir(host.snapshotter.root().join("unpack")).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     names.collect()
+}
+
+fn finished(host: &Host) -> usize {
+    let dir = host.snapshotter.root().join("unpack");
+    let is_finished = |name: &&String| dir.join(name).join("record.json").exists();
+    half_unpacked(host).iter().filter(is_finished).count()
 }
 
 fn committed(host: &Host) -> usize {
@@ -126,6 +143,32 @@ fn a_daemon_that_is_killed_in_the_middle_of_a_pull_shows_nothing_half_made() {
 }
 
 #[test]
+fn layers_that_were_finished_when_the_daemon_was_killed_are_not_pulled_again() {
+    let mut host = Host::start(WHOLE).unwrap();
+    let scene = Scene::new(&host);
+    let middle = Match::path(&format!("blobs/{}", scene.middle));
+    scene
+        .registry
+        .script(middle.method("GET"), Fault::StallBody(10));
+    let mut rpull = scene.begin(&host);
+    wait_until("the uppermost layer waits for the one below", || {
+        committed(&host) == 1 && finished(&host) == 1 && half_unpacked(&host).len() == 2
+    });
+    host.snapshotter = host.snapshotter.restart(Signal::SIGKILL).unwrap();
+    rpull.kill().unwrap();
+    rpull.wait().unwrap();
+    wait_until("the half of a layer is gone, the whole one is not", || {
+        finished(&host) == 1 && half_unpacked(&host).len() == 1
+    });
+    scene.registry.clear_script();
+    wait_until("containerd has redialled", || host.ctr().reaches("soci"));
+    let asked = scene.registry.count("GET", &scene.upper);
+    scene.assert_whole(&host);
+    assert_eq!(scene.registry.count("GET", &scene.upper), asked);
+    host.finish().unwrap();
+}
+
+#[test]
 fn a_pull_ends_with_whoever_wanted_it() {
     let host = Host::start(WHOLE).unwrap();
     let scene = Scene::new(&host);
@@ -146,6 +189,89 @@ fn a_pull_ends_with_whoever_wanted_it() {
     scene.registry.clear_script();
     scene.assert_whole(&host);
     host.finish().unwrap();
+}
+
+#[test]
+fn a_whole_image_comes_through_a_pull_through_cache() {
+    let scratch = Scratch::new().unwrap();
+    let registry = DockerRegistry::start(&scratch).unwrap();
+    let cache = DockerRegistry::start_cache(&scratch, &registry).unwrap();
+    let mirror = format!(
+        "{WHOLE}[[resolver.host.\"{}\".mirrors]]\nhost = \"{}\"\ninsecure = true\n",
+        registry.host(),
+        cache.host()
+    );
+    let containerd = Containerd::start(&scratch).unwrap();
+    let snapshotter = Snapshotter::start(&scratch, &containerd, &mirror).unwrap();
+    let host = Host {
+        containerd,
+        snapshotter,
+        registry,
+        scratch,
+    };
+    let content = noise(4 << 20);
+    let layout = host.layout("image").unwrap();
+    let layers = small_layers(&layout, &[("file", &content)]).unwrap();
+    let image = host
+        .publish_layers("image", &layout, &layers, None)
+        .unwrap();
+    let size: u64 = layers.iter().map(|layer| layer.size).sum();
+    for round in 0..2 {
+        let before = host.registry.traffic().unwrap();
+        host.soci().unwrap().rpull(&image.reference).unwrap();
+        assert_eq!(committed(&host), 2 * (round + 1));
+        let read = Run::shell(&image.reference, "read", "sha256sum /file");
+        let expected = format!("{}  /file\n", sha256_hex(&content));
+        assert_eq!(host.ctr().run(read).unwrap(), expected);
+        host.ctr().remove_image(&image.reference).unwrap();
+        // The cache fetches what it does not have twice: for its client, and for itself. The command asks the
+        // origin for the configuration.
+        let origin = host.registry.traffic().unwrap().since(before).blob_bytes;
+        let allowed = if round == 0 {
+            2 * size + 100_000
+        } else {
+            100_000
+        };
+        assert!(origin < allowed, "round {round}: {origin} of {size} bytes");
+    }
+    assert!(cache.traffic().unwrap().blob_bytes >= 2 * size);
+    drop(cache);
+    host.finish().unwrap();
+}
+
+#[test]
+fn layers_go_into_containerds_content_store_too_if_they_are_to_be_kept() {
+    for (discard, kept) in [(false, true), (true, false)] {
+        let config = format!(
+            "{WHOLE}discard_unpacked_layers = {discard}
+[content_store]
+type = \"containerd\"
+containerd_address = \"{CONTAINERD}\"
+"
+        );
+        let host = Host::start(&config).unwrap();
+        let scene = Scene::new(&host);
+        scene.assert_whole(&host);
+        let blobs = host.ctr().call(&["content", "list", "--quiet"]).unwrap();
+        assert_eq!(blobs.contains(&scene.upper), kept, "{blobs}");
+        if kept {
+            // By which the image can leave the node again.
+            let archive = host.scratch.path().join("image.tar");
+            let path = archive.to_str().unwrap();
+            let export = ["images", "export", path, &scene.reference];
+            host.ctr().call(&export).unwrap();
+            let mut archive = tar::Archive::new(fs::File::open(&archive).unwrap());
+            let name = scene.upper.replace("sha256:", "blobs/sha256/");
+            let mut entries = archive.entries().unwrap().map(Result::unwrap);
+            let mut layer = entries
+                .find(|entry| entry.path().unwrap() == Path::new(&name))
+                .unwrap();
+            let mut bytes = Vec::new();
+            layer.read_to_end(&mut bytes).unwrap();
+            assert_eq!(format!("sha256:{}", sha256_hex(&bytes)), scene.upper);
+        }
+        host.finish().unwrap();
+    }
 }
 
 #[test]

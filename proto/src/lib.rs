@@ -4,6 +4,8 @@
 //! [`containerd::services::snapshots`] has the server that containerd calls; the other services
 //! are there for their clients.
 //!
+//! [`runtime::v1`] is what is used of Kubernetes' container runtime interface.
+//!
 //! [`spanshot::control`] is our own: what an operator may ask of the running daemon.
 //!
 //! `google.protobuf.Empty` is `()`, the other well-known types are those of [`prost_types`].

@@ -5,15 +5,19 @@
 //! carry pieces of about a megabyte, so that memory is bounded too: by a few of these, the part of
 //! a deflate block that is being read, the checkpoints and the table of contents.
 
+mod compact;
 mod compressed;
 mod gunzip;
 pub(crate) mod input;
 mod output;
 mod pipeline;
 mod plain;
+mod rolling;
 
 use std::io::Read;
 
+use self::compact::BuiltSpans;
+use crate::compact::{self as compact_ztoc, CompactError};
 use crate::digest::Digest;
 use crate::error::{DecodeError, GzipError, InflateError, SpansError};
 use crate::gzip;
@@ -39,6 +43,29 @@ pub struct Built {
     pub layer_digest: Digest,
     /// sha256 of the uncompressed tar, including padding behind the end of the archive.
     pub diff_id: Digest,
+    /// The spans of the compact zTOC, if it was asked for.
+    compact: Option<BuiltSpans>,
+}
+
+impl Built {
+    /// The bytes of the compact zTOC; `None` if it was not asked for.
+    ///
+    /// # Errors
+    ///
+    /// The layer has more entries or longer texts than a compact zTOC may have.
+    pub fn encode_compact(&self) -> Option<Result<Vec<u8>, CompactError>> {
+        let built = self.compact.as_ref()?;
+        let spans = self.ztoc.spans();
+        Some(compact_ztoc::encode(&compact_ztoc::Parts {
+            layer: self.layer_digest,
+            toc: self.ztoc.toc(),
+            spans: &built.spans,
+            span_size: built.span_size,
+            compression: spans.compression(),
+            compressed_size: spans.compressed_size(),
+            uncompressed_size: spans.uncompressed_size(),
+        }))
+    }
 }
 
 /// Why no zTOC could be built. Offsets are positions in the layer blob.
@@ -194,5 +221,21 @@ pub fn build(
     layer: impl Read,
     options: &BuildOptions,
 ) -> Result<Built, BuildError> {
-    pipeline::build(compression, layer, options)
+    pipeline::build(compression, layer, options, None)
+}
+
+/// Like [`build`], and finds in the same pass what a compact zTOC with spans of about `compact` bytes needs: see
+/// [`Built::encode_compact`]. A third thread looks for its checkpoints; memory for an eighth of a span more is
+/// needed.
+///
+/// # Errors
+///
+/// As [`build`].
+pub fn build_both(
+    compression: Compression,
+    layer: impl Read,
+    options: &BuildOptions,
+    compact: SpanSize,
+) -> Result<Built, BuildError> {
+    pipeline::build(compression, layer, options, Some(compact))
 }

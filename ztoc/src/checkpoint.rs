@@ -11,6 +11,7 @@ use std::sync::Arc;
 pub use self::window::ZtocBytes;
 
 use self::window::Windows;
+use crate::compact::GroupedWindows;
 use crate::error::{WindowError, ZinfoError};
 use crate::unit::{CompressedOffset, UncompressedOffset};
 use crate::wire::Reader;
@@ -91,6 +92,25 @@ impl GzipZinfo {
             checkpoints: Vec::new(),
             windows: Windows::held(0),
         }
+    }
+
+    /// Those of a compact zTOC.
+    pub(crate) fn grouped(
+        span_size: i64,
+        checkpoints: Vec<Checkpoint>,
+        windows: GroupedWindows,
+    ) -> Self {
+        Self {
+            version: ZinfoVersion::V2,
+            span_size,
+            checkpoints,
+            windows: Windows::grouped(windows),
+        }
+    }
+
+    /// The groups that the windows are in, if they are those of a compact zTOC.
+    pub(crate) fn groups(&self) -> Option<&GroupedWindows> {
+        self.windows.groups()
     }
 
     pub(crate) fn push(&mut self, checkpoint: Checkpoint, window: &[u8]) {

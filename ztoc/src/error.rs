@@ -289,6 +289,14 @@ pub enum InflateError {
     /// What follows the end of a gzip member is no gzip member.
     #[error("behind the end of a gzip member: {0}")]
     Member(#[from] GzipError),
+    /// The plain bytes of a span are not those its checksum is of: its window is wrong, or this decoder.
+    #[error("the uncompressed bytes have checksum {actual:#010x} instead of {expected:#010x}")]
+    Checksum {
+        /// CRC32 in the compact zTOC.
+        expected: u32,
+        /// CRC32 of the bytes.
+        actual: u32,
+    },
     /// The decoder cannot be restored.
     #[error("the window of the checkpoint: {0}")]
     Window(#[from] WindowError),
@@ -305,6 +313,12 @@ pub enum WindowError {
     #[error("the zTOC has changed at byte {offset}")]
     Changed {
         /// Where in the zTOC the window is.
+        offset: u64,
+    },
+    /// It is what it was, and that is no group of windows.
+    #[error("the windows at byte {offset} of the compact zTOC are malformed")]
+    Malformed {
+        /// Where in the zTOC they are.
         offset: u64,
     },
 }

@@ -7,10 +7,12 @@
 //!
 //! * [`Descriptor`], [`Platform`], [`Manifest`], [`ImageIndex`]: the OCI structures;
 //! * [`SociIndex`]: building and reading index v1 and v2;
+//! * [`CompactIndex`]: the compact zTOCs beside them;
 //! * [`Prefetch`]: spans wanted first;
 //! * [`convert`]: ties v2 indexes to the manifests of an image.
 
 mod canonical;
+mod compact;
 mod convert;
 mod descriptor;
 mod manifest;
@@ -19,6 +21,7 @@ mod prefetch;
 mod soci;
 
 pub use canonical::canonical_json;
+pub use compact::{CompactDescriptor, CompactIndex, Head};
 pub use convert::{Conversion, ConvertError, Document, IndexedManifest, convert};
 pub use descriptor::{Annotations, Descriptor};
 pub use manifest::{DocumentError, ImageIndex, MAX_DOCUMENT_SIZE, Manifest};
@@ -32,6 +35,9 @@ use crate::ztoc::Compression;
 pub const SOCI_INDEX_V1: &str = "application/vnd.amazon.soci.index.v1+json";
 /// `artifactType` and `config.mediaType` of a v2 index: found by an annotation of the image.
 pub const SOCI_INDEX_V2: &str = "application/vnd.amazon.soci.index.v2+json";
+/// `artifactType` and `config.mediaType` of a compact index: found by the referrers API, or by an annotation
+/// of the image.
+pub const COMPACT_INDEX: &str = "application/vnd.spanshot.index.v1+json";
 /// Media type of a zTOC.
 pub const ZTOC: &str = "application/octet-stream";
 /// Media type of a prefetch artifact.
@@ -71,6 +77,12 @@ pub mod annotation {
     pub const DISABLE_XATTRS: &str = "com.amazon.soci.disable-xattrs";
     /// On a SOCI index: what built it.
     pub const BUILD_TOOL: &str = "com.amazon.soci.build-tool-identifier";
+    /// On an image manifest and on its descriptor: the digest of its compact index.
+    pub const COMPACT_INDEX_DIGEST: &str = "spanshot.compact-index-digest";
+    /// On a compact zTOC descriptor: sha256 of its head.
+    pub const HEAD_DIGEST: &str = "spanshot.head-digest";
+    /// On a compact zTOC descriptor: the length of its head in bytes.
+    pub const HEAD_SIZE: &str = "spanshot.head-size";
     /// OCI: the name (tag) of an image in an OCI layout.
     pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
     /// containerd: the full name of an image in an OCI layout.

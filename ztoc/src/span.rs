@@ -7,6 +7,7 @@ use std::ops::Range;
 
 pub use self::inflate::{SpanBuffer, SpanDecoder};
 use crate::checkpoint::{Checkpoint, WINDOW_LEN, Zinfo, ZinfoVersion};
+use crate::compact::GroupedWindows;
 use crate::digest::Digest;
 use crate::error::{SpansError, VerifyError, WindowError};
 use crate::unit::{ByteLen as _, CompressedOffset, SpanId, SpanSize, UncompressedOffset};
@@ -26,6 +27,8 @@ const MAX_EXPANSION: u64 = 1032;
 pub struct SpanTable {
     zinfo: Zinfo,
     digests: Vec<Digest>,
+    /// CRC32 of the uncompressed bytes of each span; none in a zTOC.
+    checksums: Vec<u32>,
     compressed_size: u64,
     uncompressed_size: u64,
 }
@@ -56,6 +59,7 @@ impl SpanTable {
         let table = Self {
             zinfo,
             digests,
+            checksums: Vec::new(),
             compressed_size,
             uncompressed_size,
         };
@@ -64,6 +68,12 @@ impl SpanTable {
             table.check(id)?;
         }
         Ok(table)
+    }
+
+    /// The same with a checksum for each span.
+    pub(crate) fn with_checksums(self, checksums: Vec<u32>) -> Self {
+        assert_eq!(checksums.len(), self.digests.len());
+        Self { checksums, ..self }
     }
 
     /// Sizes, as far as they are no matter of a single span.
@@ -214,7 +224,9 @@ impl SpanTable {
             Zinfo::Gzip(zinfo) => zinfo.memory(),
             Zinfo::Tar(_) => 0,
         };
-        checkpoints + self.digests.capacity() * size_of::<Digest>()
+        checkpoints
+            + self.digests.capacity() * size_of::<Digest>()
+            + self.checksums.capacity() * size_of::<u32>()
     }
 
     /// The compressed bytes of a span. Neighbours overlap by one byte where a checkpoint
@@ -247,6 +259,35 @@ impl SpanTable {
     /// [`Self::count`].
     pub fn digest(&self, span: SpanId) -> Digest {
         self.digests[span.0 as usize]
+    }
+
+    /// The CRC32 of the uncompressed bytes of a span: only a compact zTOC has it. A span that was
+    /// decoded to its end has been found to have it.
+    pub fn checksum(&self, span: SpanId) -> Option<u32> {
+        self.checksums.get(span.0 as usize).copied()
+    }
+
+    /// Where in its compact zTOC the window of a span is, in a group with others; `None` if it
+    /// is somewhere else, or nothing is before the span. Panics if `span` is not below [`Self::count`].
+    pub fn window_group(&self, span: SpanId) -> Option<Range<u64>> {
+        assert!(span.0 < self.count(), "no span {span}");
+        let groups = self.groups().filter(|_| span.0 > 0)?;
+        Some(groups.range(span.0 as usize))
+    }
+
+    /// Whether `bytes` are those that belong at [`Self::window_group`] of `span`.
+    pub fn is_window_group(&self, span: SpanId, bytes: &[u8]) -> bool {
+        span.0 < self.count()
+            && self
+                .groups()
+                .is_some_and(|groups| groups.is_group_of(span.0 as usize, bytes))
+    }
+
+    fn groups(&self) -> Option<&GroupedWindows> {
+        match &self.zinfo {
+            Zinfo::Gzip(zinfo) => zinfo.groups(),
+            Zinfo::Tar(_) => None,
+        }
     }
 
     pub(crate) fn digests(&self) -> &[Digest] {

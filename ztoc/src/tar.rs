@@ -169,6 +169,11 @@ impl Scanner {
         Ok(taken)
     }
 
+    /// How many bytes of the stream belong to the archive, as far as it has been taken.
+    pub(crate) fn position(&self) -> u64 {
+        self.position
+    }
+
     /// Ends the stream.
     ///
     /// # Errors

@@ -70,8 +70,13 @@ impl SpanSize {
         NonZeroU64::new(bytes).map(Self)
     }
 
+    /// A size known when compiling; panics if it is zero.
+    pub(crate) const fn constant(bytes: u64) -> Self {
+        Self(NonZeroU64::new(bytes).expect("not zero"))
+    }
+
     /// The size in bytes.
-    pub fn bytes(self) -> u64 {
+    pub const fn bytes(self) -> u64 {
         self.0.get()
     }
 }

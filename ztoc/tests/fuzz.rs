@@ -11,6 +11,8 @@
 
 #[path = "../fuzz/checks/builder.rs"]
 mod builder;
+#[path = "../fuzz/checks/compact.rs"]
+mod compact;
 #[allow(dead_code)]
 #[path = "hostile/craft.rs"]
 mod craft;
@@ -134,6 +136,33 @@ fn ztocs_are_consistent_or_refused() {
     for seed in seeds("tests/golden/ztocs", 200_000) {
         for _ in 0..150 {
             ztoc_decode::check(&dice.damaged(&seed));
+        }
+    }
+}
+
+#[test]
+fn compact_ztocs_are_consistent_or_refused() {
+    use ztoc::builder::{BuildOptions, build_both};
+    let mut dice = Dice(7);
+    for layer in seeds("tests/golden/layers", 300_000) {
+        let options = BuildOptions {
+            span_size: ztoc::SpanSize::DEFAULT,
+            build_tool: String::new(),
+        };
+        let size = ztoc::compact::MIN_SPAN_SIZE;
+        let built = build_both(ztoc::Compression::Gzip, &layer[..], &options, size);
+        let Some(Ok(blob)) = built.ok().and_then(|built| built.encode_compact()) else {
+            continue;
+        };
+        compact::check(&blob);
+        for _ in 0..150 {
+            compact::check(&dice.damaged(&blob));
+        }
+    }
+    for seed in seeds("fuzz/seeds/compact", usize::MAX) {
+        compact::check(&seed);
+        for _ in 0..300 {
+            compact::check(&dice.damaged(&seed));
         }
     }
 }

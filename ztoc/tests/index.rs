@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use ztoc::Digest;
 use ztoc::index::{
-    Descriptor, DocumentError, ImageIndex, IndexError, IndexVersion, IndexedManifest, Manifest,
-    Platform, SociIndex, Subject, annotation, convert,
+    COMPACT_INDEX, CompactDescriptor, CompactIndex, Descriptor, DocumentError, Head, ImageIndex,
+    IndexError, IndexVersion, IndexedManifest, Manifest, Platform, SociIndex, Subject,
+    ZtocDescriptor, annotation, convert,
 };
 
 /// The project's own golden files and, where it is there, the larger collection beside the project.
@@ -75,7 +76,8 @@ fn indexed(golden: &Golden) -> (ImageIndex, IndexedManifest) {
         digest: listed.digest,
         manifest,
         platform,
-        index: SociIndex::parse(&golden.soci_index).unwrap(),
+        index: Some(SociIndex::parse(&golden.soci_index).unwrap()),
+        compact: None,
     };
     (ImageIndex::new(vec![listed]), source)
 }
@@ -234,7 +236,7 @@ fn entries_that_are_not_converted_keep_their_digests_and_annotations() {
     let anew = IndexedManifest {
         digest: document.descriptor.digest,
         manifest,
-        index: SociIndex::parse(&all[2].soci_index).unwrap(),
+        index: Some(SociIndex::parse(&all[2].soci_index).unwrap()),
         ..amd64
     };
     let again = convert(ImageIndex::parse(&both.index.bytes).unwrap(), vec![anew]).unwrap();
@@ -248,6 +250,71 @@ fn entries_that_are_not_converted_keep_their_digests_and_annotations() {
         relisted[0].annotations[annotation::INDEX_DIGEST],
         relisted[3].digest.to_string()
     );
+}
+
+fn compact_index(layer: &[u8]) -> CompactIndex {
+    let ztoc = ZtocDescriptor {
+        digest: Digest::of(b"compact"),
+        size: 900,
+        layer_digest: Digest::of(layer),
+        layer_media_type: String::from("application/vnd.oci.image.layer.v1.tar+gzip"),
+        span_size: Some(ztoc::compact::SPAN_SIZE),
+        disable_xattrs: false,
+    };
+    let head = Head {
+        size: 500,
+        digest: Digest::of(b"head"),
+    };
+    CompactIndex::new(vec![CompactDescriptor { ztoc, head }], Vec::new(), None).unwrap()
+}
+
+#[test]
+fn a_compact_index_is_listed_last_and_leaves_the_soci_index_as_it_is() {
+    let golden = &golden()[0];
+    let (image, source) = indexed(golden);
+    let compact = compact_index(b"layer");
+    let digest = Digest::of(&compact.encode());
+    let with = IndexedManifest {
+        compact: Some(compact),
+        ..source.clone()
+    };
+    let converted = convert(image.clone(), vec![with]).unwrap();
+    assert_eq!(converted.soci_indexes[0].bytes, golden.soci_index);
+    let listed = ImageIndex::parse(&converted.index.bytes).unwrap().manifests;
+    assert_eq!(listed.len(), 3);
+    assert_eq!(listed[1].digest, Digest::of(&golden.soci_index));
+    assert_eq!(listed[2].digest, digest);
+    assert_eq!(listed[2].platform, listed[1].platform);
+    assert_eq!(listed[2].artifact_type.as_deref(), Some(COMPACT_INDEX));
+    for index in &listed[1..] {
+        let target = &index.annotations[annotation::IMAGE_MANIFEST_DIGEST];
+        assert_eq!(*target, listed[0].digest.to_string());
+    }
+    let (_, manifest) = &converted.manifests[0];
+    let named = &manifest.annotations[annotation::COMPACT_INDEX_DIGEST];
+    assert_eq!(*named, digest.to_string());
+
+    // Another compact index alone takes the place of this one, and the SOCI index stays the image's.
+    let anew = IndexedManifest {
+        digest: listed[0].digest,
+        manifest: manifest.clone(),
+        index: None,
+        compact: Some(compact_index(b"other")),
+        ..source
+    };
+    let again = convert(
+        ImageIndex::parse(&converted.index.bytes).unwrap(),
+        vec![anew],
+    )
+    .unwrap();
+    let relisted = ImageIndex::parse(&again.index.bytes).unwrap().manifests;
+    assert_eq!(relisted.len(), 3);
+    assert_eq!(relisted[1].digest, listed[1].digest);
+    assert_ne!(relisted[2].digest, listed[2].digest);
+    for index in &relisted[1..] {
+        let target = &index.annotations[annotation::IMAGE_MANIFEST_DIGEST];
+        assert_eq!(*target, relisted[0].digest.to_string());
+    }
 }
 
 #[test]

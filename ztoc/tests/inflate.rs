@@ -19,6 +19,15 @@ use ztoc::inflate::{self, Cursor, Stop, Tables};
 
 const GUARD: u8 = 0xa5;
 
+/// As many cases, fewer under Miri.
+fn cases(count: u32) -> ProptestConfig {
+    let cases = if cfg!(miri) { count / 50 } else { count };
+    ProptestConfig {
+        cases,
+        ..ProptestConfig::default()
+    }
+}
+
 /// What our decoder makes of a stream: as [`oracle::inflate`], and whether it is full.
 fn inflate(
     window: &[u8],
@@ -107,7 +116,7 @@ fn block_ends(stream: &[u8], length: usize) -> Vec<(usize, Cursor)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+    #![proptest_config(cases(100))]
 
     #[test]
     fn what_was_compressed_comes_out_again((data, stream) in layers::stream()) {
@@ -218,7 +227,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+    #![proptest_config(cases(1000))]
 
     #[test]
     fn any_bytes_from_any_bit_are_decoded_or_refused_as_zlib_does(
@@ -232,7 +241,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(cases(300))]
 
     #[test]
     fn damaged_streams_are_decoded_or_refused_as_zlib_does(

@@ -20,11 +20,11 @@ use integration::{Containerd, DockerRegistry, Scratch, Snapshotter, Soci};
 
 /// Where the private roots are; not an overlay.
 const WORK: &str = "/var/tmp";
-/// Bits per second, name in the summary, rounds.
+/// Bits per second, name, rounds.
 const LINKS: [(Option<u64>, &str, usize); 3] = [
-    (None, "", 3),
-    (Some(1_000_000_000), "_1gbit", 1),
-    (Some(200_000_000), "_200mbit", 1),
+    (None, "unlimited", 3),
+    (Some(1_000_000_000), "1gbit", 1),
+    (Some(200_000_000), "200mbit", 1),
 ];
 const CONFIG: &str = "[pull_modes.parallel_pull_unpack]\nenable = true\n";
 
@@ -45,15 +45,21 @@ fn main() -> ExitCode {
 }
 
 fn bench() -> Result<()> {
-    let mut megabytes = std::env::args().filter_map(|argument| argument.parse().ok());
+    let arguments: Vec<String> = std::env::args().collect();
+    let mut megabytes = arguments
+        .iter()
+        .filter_map(|argument| argument.parse().ok());
     let layers = image::layers(megabytes.next_back().unwrap_or(600))?;
+    let named = |name: &str| arguments.iter().any(|argument| argument == name);
+    let some = LINKS.iter().any(|(_, name, _)| named(name));
     let stage = Scratch::within(Path::new(WORK))?;
     let seed = DockerRegistry::start(&stage)?;
     let published = image::publish(&stage, &seed, &layers)?;
     drop(seed);
     let bytes = image::size(&layers)?;
+    let (major, minor) = integration::containerd::version()?;
     println!(
-        "{} layers, {} MB compressed\n",
+        "{} layers, {} MB compressed; containerd {major}.{minor}\n",
         layers.len(),
         bytes / 1_000_000
     );
@@ -61,6 +67,9 @@ fn bench() -> Result<()> {
     println!("|---|---|---|---|---|");
     let mut summary = String::from("full_pull:");
     for (rate, name, rounds) in LINKS {
+        if some && !named(name) {
+            continue;
+        }
         let (theirs, ours) = both(&stage, rate, &published, rounds)?;
         let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
         let at_least = rate.map(|rate| 8.0 * to_f64(bytes) / to_f64(rate));
@@ -77,6 +86,10 @@ fn bench() -> Result<()> {
             theirs.as_secs_f64(),
             ours.as_secs_f64(),
         );
+        let name = match rate {
+            None => String::new(),
+            Some(_) => format!("_{name}"),
+        };
         summary += &format!(" x_containerd{name}={ratio:.2}");
         if rate.is_some() {
             summary += &format!(" of_link{name}={share}");

@@ -23,6 +23,8 @@ pub struct PullModesConfig {
     pub soci_v1: PullModeConfig,
     /// SOCI indexes named by the image itself.
     pub soci_v2: PullModeConfig,
+    /// Compact zTOCs, where an image has them; found in the same ways.
+    pub compact: PullModeConfig,
     /// Whole layers, pulled in parallel.
     pub parallel_pull_unpack: ParallelPullConfig,
 }
@@ -32,6 +34,7 @@ impl Default for PullModesConfig {
         Self {
             soci_v1: PullModeConfig { enable: false },
             soci_v2: PullModeConfig { enable: true },
+            compact: PullModeConfig { enable: true },
             parallel_pull_unpack: ParallelPullConfig::default(),
         }
     }

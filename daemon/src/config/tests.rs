@@ -34,6 +34,51 @@ fn the_file_we_ship_is_the_printed_defaults() {
 }
 
 #[test]
+fn every_key_is_explained_in_the_documents() {
+    fn keys(table: &toml::Table, found: &mut Vec<String>) {
+        for (key, value) in table {
+            match value {
+                toml::Value::Table(inner) => keys(inner, found),
+                _ => found.push(key.clone()),
+            }
+        }
+    }
+    let mut found = Vec::new();
+    let defaults: toml::Table = Config::default().to_toml().unwrap().parse().unwrap();
+    keys(&defaults, &mut found);
+    assert!(found.len() > 50);
+    let documents = concat!(
+        include_str!("../../../docs/configure.md"),
+        include_str!("../../../docs/registries.md"),
+        include_str!("../../../docs/migrate.md")
+    );
+    found.retain(|key| !documents.contains(&**key));
+    assert_eq!(found, [""; 0], "are in no document");
+}
+
+#[test]
+fn the_settings_that_the_documents_show_are_settings() {
+    let documents = [
+        include_str!("../../../docs/configure.md"),
+        include_str!("../../../docs/registries.md"),
+        include_str!("../../../docs/cache.md"),
+    ];
+    let mut shown = 0;
+    for document in documents {
+        for block in document.split("```toml").skip(1) {
+            let block = block.split("```").next().unwrap();
+            // Those of containerd say whose they are.
+            if block.contains("hosts.toml") || block.contains("containerd/config.toml") {
+                continue;
+            }
+            assert_eq!(parse(block).1, [], "{block}");
+            shown += 1;
+        }
+    }
+    assert!(shown > 2, "{shown}");
+}
+
+#[test]
 fn an_empty_file_means_the_defaults() {
     assert_eq!(parse("").0, Config::default());
     assert_eq!(Config::default().blob.max_retries, 8);

@@ -114,7 +114,7 @@ impl Control for Service {
             images.sort();
             images.dedup();
             api::ReadsResponse {
-                reads: stream::read_messages(&open, &record.reads),
+                reads: stream::read_messages(&open.view.inside.view, &open.layers, &record.reads),
                 left_out: record.left_out,
                 images,
             }
@@ -217,6 +217,15 @@ fn layer_message(layer: &Layer) -> api::Layer {
         failed_requests: numbers.failed_requests,
         bytes_fetched: numbers.bytes_fetched,
         bad_spans: numbers.bad_spans,
+        spans_decoded: numbers.spans_decoded,
+        bytes_decoded: numbers.bytes_decoded,
+        spans_filled: numbers.spans_filled,
+        spans_evicted: numbers.spans_evicted,
+        stragglers: numbers.stragglers,
+        cold_hits: numbers.cold_hits,
+        bytes_copied: numbers.bytes_copied,
+        bytes_on_disk: layer.held(),
+        compact: layer.compact_ztoc().is_some(),
     }
 }
 

@@ -1,9 +1,10 @@
 //! Reads and layers prepared, as messages and as they happen.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use fuse::Access;
+use fuse::{Access, View};
 use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
 use proto::spanshot::control::v1 as api;
@@ -11,14 +12,15 @@ use tonic::Status;
 
 use super::Inside;
 use super::journal::Entry;
-use super::service::{Open, layers_of, micros};
+use super::service::{layers_of, micros};
+use crate::layer::Layer;
 
 /// How late an event may be.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// Reads with their paths and where they lie. Blocks on a look through the names of the layers read.
-pub(super) fn read_messages(open: &Open, reads: &[Access]) -> Vec<api::Read> {
-    let view = &open.view.inside.view;
+/// Reads with their paths and where they lie, in a view with `layers`, bottom first. Blocks on a look
+/// through the names of the layers read.
+pub fn read_messages(view: &View, layers: &[Arc<Layer>], reads: &[Access]) -> Vec<api::Read> {
     let paths = view.paths(reads.iter().map(|read| read.ino));
     reads
         .iter()
@@ -31,7 +33,7 @@ pub(super) fn read_messages(open: &Open, reads: &[Access]) -> Vec<api::Read> {
             } else {
                 (origin.data.start.0, origin.data.end.0)
             };
-            let layer = open.layers.get(origin.layer);
+            let layer = layers.get(origin.layer);
             Some(api::Read {
                 at_micros: micros(read.at),
                 path: paths.get(&read.ino).cloned().unwrap_or_default(),
@@ -118,7 +120,7 @@ impl Told {
                 continue;
             }
             let layers = layers_of(&self.inside, &view);
-            let messages = read_messages(&Open { view, layers }, &reads);
+            let messages = read_messages(&view.inside.view, &layers, &reads);
             let faults = messages.into_iter().map(|read| api::Event {
                 event: Some(api::event::Event::Fault(api::Fault {
                     view: id,

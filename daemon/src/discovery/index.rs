@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use ztoc::Digest;
+use ztoc::index::{CompactIndex, Head};
 
 use crate::registry::Descriptor;
 
@@ -29,9 +30,13 @@ pub struct SociIndex {
     pub layers: Vec<ZtocRef>,
     /// Prefetch artifacts, which are listed like zTOCs.
     pub prefetch: Vec<ZtocRef>,
+    /// Compact zTOCs, of a compact index beside this one.
+    pub compact: Vec<ZtocRef>,
+    /// Prefetch artifacts of layers whose compact zTOC is used.
+    pub compact_prefetch: Vec<ZtocRef>,
 }
 
-/// A zTOC as its index describes it.
+/// A zTOC, compact or not, as its index describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ZtocRef {
     /// The layer it is for.
@@ -44,6 +49,8 @@ pub struct ZtocRef {
     pub span_size: Option<u64>,
     /// The layer has no extended attribute and no opaque directory.
     pub disable_xattrs: bool,
+    /// How its bytes begin, if it is compact: all that is needed at first.
+    pub head: Option<Head>,
 }
 
 /// Why a manifest is not a SOCI index.
@@ -104,7 +111,82 @@ impl SociIndex {
             layers: of_type(ZTOC_MEDIA_TYPE).collect::<Result<_, _>>()?,
             // An image is no less lazy for a broken hint.
             prefetch: of_type(ztoc::index::PREFETCH).flatten().collect(),
+            compact: Vec::new(),
+            compact_prefetch: Vec::new(),
         })
+    }
+
+    /// Reads the bytes of a compact index, as if it stood beside an index without zTOCs.
+    pub fn parse_compact(digest: Digest, bytes: &[u8]) -> Result<Self, IndexError> {
+        let index = CompactIndex::parse(bytes).map_err(|error| match error {
+            ztoc::index::IndexError::UnknownVersion(text) => IndexError::Version(text),
+            error => IndexError::Json(error.to_string()),
+        })?;
+        if index.blobs().len() > MAX_ENTRIES {
+            return Err(IndexError::TooMany(index.blobs().len()));
+        }
+        let compact = index.ztocs().iter().map(|listed| ZtocRef {
+            layer: listed.ztoc.layer_digest,
+            ztoc: listed.ztoc.digest,
+            size: listed.ztoc.size,
+            span_size: listed.ztoc.span_size.map(ztoc::SpanSize::bytes),
+            disable_xattrs: listed.ztoc.disable_xattrs,
+            head: Some(listed.head),
+        });
+        let prefetch = index.prefetch().iter().map(|listed| ZtocRef {
+            layer: listed.layer_digest,
+            ztoc: listed.digest,
+            size: listed.size,
+            span_size: None,
+            disable_xattrs: false,
+            head: None,
+        });
+        Ok(Self {
+            digest,
+            layers: Vec::new(),
+            prefetch: Vec::new(),
+            compact: compact.collect(),
+            compact_prefetch: prefetch.collect(),
+        })
+    }
+
+    /// This index with what `compact`, a compact index, has.
+    pub(super) fn beside(self, compact: Self) -> Self {
+        Self {
+            compact: compact.compact,
+            compact_prefetch: compact.compact_prefetch,
+            ..self
+        }
+    }
+
+    /// What the index has for `layer`: the compact zTOC before the zTOC.
+    pub fn forms(&self, layer: &Digest) -> Vec<ZtocRef> {
+        let compact = self.compact.iter().find(|ztoc| ztoc.layer == *layer);
+        compact
+            .into_iter()
+            .chain(self.ztoc(layer))
+            .cloned()
+            .collect()
+    }
+
+    /// Whether the index has anything for `layer`.
+    pub fn has(&self, layer: &Digest) -> bool {
+        self.compact.iter().any(|ztoc| ztoc.layer == *layer) || self.ztoc(layer).is_some()
+    }
+
+    /// The layers that the index has anything for.
+    pub fn indexed(&self) -> impl Iterator<Item = Digest> {
+        let compact = self.compact.iter().map(|ztoc| ztoc.layer);
+        let others = self.layers.iter().map(|ztoc| ztoc.layer);
+        compact.chain(others.filter(|layer| !self.compact.iter().any(|it| it.layer == *layer)))
+    }
+
+    /// The prefetch artifacts of the layers that are served by a zTOC of this form.
+    pub fn prefetch(&self, compact: bool) -> &[ZtocRef] {
+        match compact {
+            true => &self.compact_prefetch,
+            false => &self.prefetch,
+        }
     }
 
     /// The zTOC of `layer`, if the index has one.
@@ -129,6 +211,7 @@ impl ZtocRef {
             disable_xattrs: annotations
                 .get(DISABLE_XATTRS)
                 .is_some_and(|value| value == "true"),
+            head: None,
         })
     }
 }

@@ -15,7 +15,7 @@ use ztoc::index::Prefetch;
 use ztoc::{Digest, SpanId};
 
 use super::ztocs::Ztocs;
-use crate::discovery::{Discovery, SociIndex};
+use crate::discovery::{Discovery, SociIndex, ZtocRef};
 use crate::layer::{BlobSource, Lane, Layer, LayerStore};
 use crate::registry::{Reference, Registry};
 
@@ -82,7 +82,8 @@ impl Prefetcher {
 
     /// Begins to follow the artifacts that `index` lists, if it has not been done just now.
     pub(super) fn begin(&self, image: &Reference, index: &Arc<SociIndex>) {
-        if index.prefetch.is_empty() || !self.shared.is_first(index.digest) {
+        let nothing = index.prefetch.is_empty() && index.compact_prefetch.is_empty();
+        if nothing || !self.shared.is_first(index.digest) {
             return;
         }
         let (shared, image, index) = (Arc::clone(&self.shared), image.clone(), Arc::clone(index));
@@ -116,7 +117,7 @@ impl Shared {
             return;
         };
         let mut wanted = Vec::new();
-        for listed in &index.prefetch {
+        for listed in self.usable(image, index).await {
             match self.list(image, listed).await {
                 Ok(list) => {
                     tracing::info!(
@@ -138,11 +139,21 @@ impl Shared {
         self.fetch(image, index, in_order(wanted)).await;
     }
 
-    async fn list(
-        &self,
-        image: &Reference,
-        listed: &crate::discovery::ZtocRef,
-    ) -> Result<Prefetch, String> {
+    /// The artifacts whose spans are those of the zTOC by which their layer is served.
+    async fn usable<'a>(&self, image: &Reference, index: &'a SociIndex) -> Vec<&'a ZtocRef> {
+        let mut usable = Vec::new();
+        for compact in [true, false] {
+            for listed in index.prefetch(compact) {
+                let layer = self.open(image, index, &listed.layer).await;
+                if layer.is_some_and(|layer| layer.compact_ztoc().is_some() == compact) {
+                    usable.push(listed);
+                }
+            }
+        }
+        usable
+    }
+
+    async fn list(&self, image: &Reference, listed: &ZtocRef) -> Result<Prefetch, String> {
         let bytes = self.discovery.fetch_ztoc(image, listed).await;
         let bytes = bytes.map_err(|error| error.to_string())?;
         Prefetch::parse(&bytes).map_err(|error| error.to_string())
@@ -180,13 +191,16 @@ impl Shared {
         index: &SociIndex,
         layer: &Digest,
     ) -> Option<Arc<Layer>> {
-        let ztoc = index.ztoc(layer)?;
-        self.ztocs.ensure(image, ztoc, None).await.ok()?;
+        let forms = index.forms(layer);
+        self.ztocs.ensure(image, *layer, forms, None).await.ok()?;
         let source = |size| Arc::new(self.registry.blob(image, layer, size)) as Arc<dyn BlobSource>;
-        self.layers
-            .open(layer, image.to_string(), source)
-            .await
-            .ok()
+        let opened = self.layers.open(layer, image.to_string(), source).await;
+        let opened = opened.ok()?;
+        if let Some((ztoc, size)) = opened.compact_ztoc() {
+            let windows = Arc::new(self.registry.blob(image, &ztoc, size));
+            opened.add_window_source(image.to_string(), windows);
+        }
+        Some(opened)
     }
 }
 

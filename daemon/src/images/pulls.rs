@@ -5,9 +5,10 @@
 //! limits allow. Each `Prepare` then waits for its own and moves it into place.
 //!
 //! A pull lives as long as someone waits for it. When the last one gives up, what is under way ends;
-//! what is finished is kept for a while, since the client will come back for it.
+//! what is finished is kept for a while, since the client will come back for it: also by the next daemon.
 
 mod job;
+mod leftovers;
 mod pull;
 
 use std::collections::HashMap;
@@ -22,7 +23,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use ztoc::Digest;
 
-use self::pull::Pull;
+use self::leftovers::Leftovers;
+use self::pull::{Pull, Waiting};
 use super::manifest::KnownLayer;
 use super::node_content::NodeContent;
 use crate::registry::{Reference, Registry};
@@ -44,9 +46,10 @@ pub struct PullOptions {
     pub unpacks_per_image: usize,
     /// Layers are also written into containerd's content store (not `discard_unpacked_layers`).
     pub ingest: bool,
-    /// How long a pull goes on that nobody waits for: containerd asks for the next layer at once.
+    /// How long a pull goes on that nobody waits for: containerd asks for the next layer at once, or was
+    /// told to stop in between.
     pub idle: Duration,
-    /// How long finished layers are kept that nobody waits for.
+    /// How long finished layers are kept that nobody waits for; those of an earlier daemon from the start on.
     pub keep: Duration,
 }
 
@@ -60,7 +63,7 @@ impl Default for PullOptions {
             unpacks: processors.max(2) + 2,
             unpacks_per_image: processors.max(2) + 1,
             ingest: false,
-            idle: Duration::from_secs(30),
+            idle: Duration::from_secs(5),
             keep: Duration::from_secs(300),
         }
     }
@@ -78,8 +81,9 @@ struct Shared {
     options: PullOptions,
     registry: Registry,
     content: Arc<NodeContent>,
-    /// Where layers are unpacked; empty when no pull is under way.
+    /// Where layers are unpacked; empty when no pull is under way and nothing finished is kept.
     dir: PathBuf,
+    leftovers: Arc<Leftovers>,
     /// Locked before a pull's own state.
     running: Mutex<HashMap<Key, Arc<Pull>>>,
     downloads: Arc<Semaphore>,
@@ -93,27 +97,16 @@ struct Shared {
 type Key = (String, String, String, Digest);
 
 impl Pulls {
-    /// Unpacks below `dir`, which is made if it is missing; what an earlier process left in it is
-    /// removed in the background.
+    /// Unpacks below `dir`, which is made if it is missing. What an earlier process has finished in it
+    /// is used, the rest is removed in the background.
     pub(super) fn start(
         dir: &Path,
         registry: Registry,
         content: Arc<NodeContent>,
         options: PullOptions,
     ) -> io::Result<Self> {
-        std::fs::create_dir_all(dir)?;
-        let left = std::fs::read_dir(dir)?.collect::<io::Result<Vec<_>>>()?;
-        let tasks = TaskTracker::new();
-        if !left.is_empty() {
-            tasks.spawn_blocking(move || {
-                for entry in left {
-                    if let Err(error) = std::fs::remove_dir_all(entry.path()) {
-                        let path = entry.path();
-                        tracing::warn!(path = %path.display(), %error, "a half unpacked layer stays");
-                    }
-                }
-            });
-        }
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let leftovers = Leftovers::start(dir, options.keep, &tasks, stop.clone())?;
         Ok(Self {
             shared: Arc::new(Shared {
                 downloads: Arc::new(Semaphore::new(options.downloads.max(1))),
@@ -122,9 +115,10 @@ impl Pulls {
                 registry,
                 content,
                 dir: dir.to_owned(),
+                leftovers,
                 running: Mutex::new(HashMap::new()),
                 tasks,
-                stop: CancellationToken::new(),
+                stop,
             }),
         })
     }
@@ -147,7 +141,13 @@ impl Pulls {
         waiting.layer(at).await
     }
 
-    /// Gives everything up, and waits until it is gone.
+    /// The pull under way of the image of `request`, if there is one: it goes on while the answer is held, and ends with
+    /// it unless that was [given up in peace](Waiting::over).
+    pub(super) fn interest(&self, request: &LayerRequest) -> Option<Waiting> {
+        Pull::running(&self.shared, request)
+    }
+
+    /// Gives everything up that is not finished, and waits until it is gone.
     pub(super) async fn stop(&self) {
         self.shared.stop.cancel();
         self.shared.tasks.close();

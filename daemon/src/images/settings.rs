@@ -55,6 +55,7 @@ impl ImageLayers {
         let modes = Modes {
             v1: config.pull_modes.soci_v1.enable,
             v2: config.pull_modes.soci_v2.enable,
+            compact: config.pull_modes.compact.enable,
         };
         let discovery = Discovery::new(registry.clone(), Arc::clone(&content), modes);
         let layers = LayerStore::start(&root.join("layers"), layers(config), runtime.clone())

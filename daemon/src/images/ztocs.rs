@@ -61,34 +61,35 @@ impl Ztocs {
         self.shared.tasks.wait().await;
     }
 
-    /// Has the zTOC stored for its layer, which has `size` compressed bytes.
+    /// Has a zTOC stored for `layer`, which has `size` compressed bytes: the first of `forms` that can be had.
     pub(super) async fn ensure(
         &self,
         image: &Reference,
-        ztoc: &ZtocRef,
+        layer: Digest,
+        forms: Vec<ZtocRef>,
         size: Option<u64>,
     ) -> Result<(), NotLazy> {
         let work = || {
-            let (shared, image, ztoc) = (Arc::clone(&self.shared), image.clone(), ztoc.clone());
-            async move { shared.store(&image, &ztoc, size).await }
+            let (shared, image) = (Arc::clone(&self.shared), image.clone());
+            async move { shared.store_first(&image, layer, forms, size).await }
         };
-        let stored = self.shared.flights.join(ztoc.layer, work).await;
+        let stored = self.shared.flights.join(layer, work).await;
         if size.is_none() {
             return stored;
         }
         // Whoever fetched it ahead did not know the layer's size.
         stored?;
-        self.shared.check_size(ztoc, size).await
+        self.shared.check_size(layer, size).await
     }
 
     /// Begins to fetch the zTOCs of all layers that `index` knows and that are not here, a few at a time.
     pub(super) fn fetch_ahead(&self, image: &Reference, index: &Arc<SociIndex>) {
-        for ztoc in &index.layers {
-            let (this, image, ztoc) = (self.clone(), image.clone(), ztoc.clone());
+        for layer in index.indexed() {
+            let (this, image, forms) = (self.clone(), image.clone(), index.forms(&layer));
             let work = async move {
                 let _turn = Arc::clone(&this.shared.ahead).acquire_owned().await;
                 // A failure is told to whoever prepares the layer: it is tried again then.
-                let _ = this.ensure(&image, &ztoc, None).await;
+                let _ = this.ensure(&image, layer, forms, None).await;
             };
             let stop = self.shared.stop.clone();
             self.shared.tasks.spawn(async move {
@@ -103,32 +104,56 @@ impl Ztocs {
 
     /// Stores the zTOC of a layer anew, found by an index in the content store.
     pub(super) async fn recover(&self, image: &Reference, layer: &Digest) -> Result<(), NotLazy> {
-        let Some(ztoc) = self.shared.search(layer).await else {
+        let forms = self.shared.search(layer).await;
+        if forms.is_empty() {
             return Err(unusable("no index in the content store names the layer"));
-        };
+        }
         let removed = self.shared.layers.remove(layer).await;
         removed.map_err(unusable)?;
-        self.ensure(image, &ztoc, None).await
+        self.ensure(image, *layer, forms, None).await
     }
 }
 
 impl Shared {
+    async fn store_first(
+        &self,
+        image: &Reference,
+        layer: Digest,
+        forms: Vec<ZtocRef>,
+        size: Option<u64>,
+    ) -> Result<(), NotLazy> {
+        if let Some(stored) = self.stored(layer).await {
+            if forms.iter().all(|ztoc| ztoc.ztoc != stored) {
+                tracing::info!(%layer, %stored, %image, "the layer is served by the zTOC of an earlier image");
+            }
+            return Ok(());
+        }
+        let mut failure = NotLazy::NoZtoc;
+        for ztoc in &forms {
+            let form = form(ztoc);
+            match self.store(image, ztoc, size).await {
+                Ok(bytes) => {
+                    tracing::info!(%layer, %image, ztoc = %ztoc.ztoc, form, bytes, "the layer has its zTOC");
+                    return Ok(());
+                }
+                Err(reason) => {
+                    tracing::warn!(%layer, %image, ztoc = %ztoc.ztoc, form, "a zTOC cannot be used: {reason}");
+                    failure = reason;
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    /// Fetches and stores one; how many bytes of it.
     async fn store(
         &self,
         image: &Reference,
         ztoc: &ZtocRef,
         size: Option<u64>,
-    ) -> Result<(), NotLazy> {
-        if let Some(stored) = self.stored(ztoc.layer).await {
-            if stored != ztoc.ztoc {
-                tracing::info!(
-                    layer = %ztoc.layer, %stored, named = %ztoc.ztoc, %image,
-                    "the layer is served by the zTOC of an earlier image"
-                );
-            }
-            return Ok(());
-        }
-        let bytes = self.discovery.fetch_ztoc(image, ztoc).await?;
+    ) -> Result<usize, NotLazy> {
+        let bytes = self.discovery.fetch_first(image, ztoc).await?;
+        let len = bytes.len();
         let new = NewLayer {
             layer: ztoc.layer,
             size,
@@ -136,7 +161,8 @@ impl Shared {
             bytes,
             image: image.to_string(),
         };
-        self.layers.insert(new).await.map_err(unusable)
+        self.layers.insert(new).await.map_err(unusable)?;
+        Ok(len)
     }
 
     async fn stored(&self, layer: Digest) -> Option<Digest> {
@@ -145,12 +171,14 @@ impl Shared {
         stored.ok().flatten()
     }
 
-    async fn check_size(&self, ztoc: &ZtocRef, size: Option<u64>) -> Result<(), NotLazy> {
-        let checked = self.layers.check_size(&ztoc.layer, size).await;
+    async fn check_size(&self, layer: Digest, size: Option<u64>) -> Result<(), NotLazy> {
+        let checked = self.layers.check_size(&layer, size).await;
         checked.map_err(unusable)
     }
 
-    async fn search(&self, layer: &Digest) -> Option<ZtocRef> {
+    /// What indexes in the content store have for a layer, the compact zTOC first.
+    async fn search(&self, layer: &Digest) -> Vec<ZtocRef> {
+        let (mut compact, mut ztoc) = (None, None);
         let listed = self.content.list().await.unwrap_or_default();
         let manifests = listed
             .iter()
@@ -162,12 +190,27 @@ impl Shared {
             if bytes.first() != Some(&b'{') {
                 continue;
             }
-            let index = SociIndex::parse(content.digest, &bytes).ok();
-            if let Some(ztoc) = index.as_ref().and_then(|index| index.ztoc(layer)) {
-                return Some(ztoc.clone());
+            let index = SociIndex::parse(content.digest, &bytes);
+            let index = index.or_else(|_| SociIndex::parse_compact(content.digest, &bytes));
+            for found in index.map(|index| index.forms(layer)).unwrap_or_default() {
+                match found.head {
+                    Some(_) => compact = Some(found),
+                    None => ztoc = Some(found),
+                }
+            }
+            if compact.is_some() && ztoc.is_some() {
+                break;
             }
         }
-        None
+        compact.into_iter().chain(ztoc).collect()
+    }
+}
+
+/// What a zTOC is called where it is told which one is used.
+fn form(ztoc: &ZtocRef) -> &'static str {
+    match ztoc.head {
+        Some(_) => "compact",
+        None => "zTOC",
     }
 }
 

@@ -3,12 +3,13 @@
 //! [`super::flight`]); every call does blocking file I/O.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use nix::fcntl::{FallocateFlags, fallocate};
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use ztoc::unit::ByteLen as _;
 use ztoc::{Digest, SpanId, UncompressedOffset};
 
@@ -46,6 +47,29 @@ impl SpanCache {
     /// Reads bytes of spans known to be there.
     pub(crate) fn read(&self, at: UncompressedOffset, into: &mut [u8]) -> io::Result<()> {
         self.data.read_exact_at(into, at.0)
+    }
+
+    /// [`Self::read`], as far as it need not wait for the disk; `None` if it must. The disk has been asked then.
+    pub(crate) fn read_at_once(
+        &self,
+        at: UncompressedOffset,
+        into: &mut [u8],
+    ) -> Option<io::Result<()>> {
+        let mut done = 0;
+        while done < into.len() {
+            let mut rest = [IoSliceMut::new(&mut into[done..])];
+            let from = at.0 + done as u64;
+            match preadv2(&self.data, &mut rest, from, ReadWriteFlags::NOWAIT) {
+                Ok(0) => return Some(Err(io::ErrorKind::UnexpectedEof.into())),
+                Ok(count) => done += count,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return None,
+                // A file system that cannot tell: its reads wait.
+                Err(Errno::OPNOTSUPP) => return Some(self.read(at, into)),
+                Err(error) => return Some(Err(error.into())),
+            }
+        }
+        Some(Ok(()))
     }
 
     /// Writes a whole span, then vouches for it. After an error the span is not there, and the space
@@ -126,6 +150,41 @@ mod tests {
         let mut two = [0; 2];
         reopened.read(UncompressedOffset(4095), &mut two).unwrap();
         assert_eq!(two, [0, 7]);
+    }
+
+    #[test]
+    fn what_is_in_memory_is_read_at_once_and_what_is_not_waits_for_no_disk() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let bytes: Vec<u8> = (0..8192u32).map(|at| at.to_le_bytes()[0]).collect();
+        let (cache, _) = cache(dir.path());
+        cache.store(SpanId(1), SPAN.start, &bytes).unwrap();
+        let mut read = vec![0; 8000];
+        let at = UncompressedOffset(SPAN.start.0 + 100);
+        // Memory may be short at this very moment.
+        if let Some(answer) = cache.read_at_once(at, &mut read) {
+            answer.unwrap();
+            assert!(read == bytes[100..8100]);
+        }
+        cache.data.sync_all().unwrap();
+        nix::fcntl::posix_fadvise(
+            &cache.data,
+            0,
+            0,
+            nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED,
+        )
+        .unwrap();
+        read.fill(0);
+        if let Some(answer) = cache.read_at_once(at, &mut read) {
+            answer.unwrap();
+        } else {
+            cache.read(at, &mut read).unwrap();
+        }
+        assert!(read == bytes[100..8100]);
+        let beyond = cache.read_at_once(UncompressedOffset((1 << 20) - 5), &mut read);
+        assert!(
+            beyond.is_none_or(|answer| answer.is_err()),
+            "the file's end"
+        );
     }
 
     #[test]

@@ -28,8 +28,10 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Reads answered from the cache on the calling thread.
+    /// Reads answered from the cache.
     hits,
+    /// Of these, reads that were handed over since the disk had to be waited for.
+    cold_hits,
     /// Reads that had to wait for a span.
     misses,
     /// Reads that failed.
@@ -48,6 +50,11 @@ counters! {
     bad_spans,
     /// Spans verified and decoded.
     spans_decoded,
+    /// Plain bytes of these.
+    bytes_decoded,
+    /// Bytes that were copied once more on their way to a reader: from the cache, or to put a read together that lies
+    /// in several spans. What is answered from the buffer it was decoded into is not.
+    bytes_copied,
     /// Spans found right in the cache of an earlier run.
     spans_recovered,
     /// Spans that the cache claimed and did not have.

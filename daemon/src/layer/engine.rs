@@ -9,6 +9,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::cold::ColdReads;
 use super::counters::Throttle;
 use super::decode::DecodePool;
 use super::fill::Filler;
@@ -64,6 +65,7 @@ pub(crate) const LOG_INTERVAL: Duration = Duration::from_secs(10);
 pub(crate) struct Engine {
     pub(crate) options: LayerOptions,
     pub(crate) decoders: DecodePool,
+    pub(crate) cold: ColdReads,
     pub(crate) budget: Budget,
     pub(crate) unwritten: Mutex<Unwritten>,
     pub(crate) write_failures: Throttle,
@@ -91,6 +93,7 @@ impl Engine {
         let filler = options.fill.clone().map(|fill| Arc::new(Filler::new(fill)));
         let engine = Self {
             decoders: DecodePool::start(threads)?,
+            cold: ColdReads::new(),
             budget: Budget::new(options.in_flight),
             unwritten: Mutex::default(),
             write_failures: Throttle::default(),

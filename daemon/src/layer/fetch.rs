@@ -18,7 +18,7 @@ use super::decode::Scratch;
 use super::engine::LOG_INTERVAL;
 use super::link::Passage;
 use super::schedule::{Lane, Ticket, compressed};
-use super::source::FetchError;
+use super::source::{FetchError, Sources};
 
 type Decoder<'s> = SpanDecoder<&'s [u8], &'s mut SpanBuffer>;
 
@@ -112,9 +112,11 @@ async fn attempt(layer: &Arc<Layer>, run: Run, number: u32) -> Vec<Landing> {
     };
     let passage = passage.unwrap_or_else(|| layer.engine.link.depart(size, ticket.lane()));
     add(&layer.counters.requests, 1);
-    match bytes(layer, &range, number, &ticket).await {
-        Ok(bytes) => {
-            passage.arrive(bytes.len() as u64);
+    let fetched = bytes(layer, &layer.sources, &range, number, &ticket);
+    let both = futures::future::try_join(fetched, layer.bring_windows(&run, &ticket));
+    match both.await {
+        Ok((bytes, ())) => {
+            let _undecoded = passage.arrive(bytes.len() as u64);
             add(&layer.counters.bytes_fetched, bytes.len() as u64);
             decode(layer, landings, range.start, &bytes, &ticket).await
         }
@@ -133,13 +135,14 @@ async fn attempt(layer: &Arc<Layer>, run: Run, number: u32) -> Vec<Landing> {
 
 /// The bytes of one request. One that takes far longer than it should while somebody waits is made again, of
 /// another source if there is one, and whichever answer comes first counts.
-async fn bytes(
+pub(crate) async fn bytes(
     layer: &Layer,
+    sources: &Sources,
     range: &Range<CompressedOffset>,
     number: u32,
     ticket: &Ticket,
 ) -> Result<Bytes, FetchError> {
-    let first = Box::pin(layer.sources.fetch(range.clone(), number as usize));
+    let first = Box::pin(sources.fetch(range.clone(), number as usize));
     let engine = &layer.engine;
     let expected = engine.link.expected(range.byte_len()).unwrap_or_default();
     let patience = engine
@@ -152,7 +155,7 @@ async fn bytes(
     };
     add(&layer.counters.stragglers, 1);
     add(&layer.counters.requests, 1);
-    let second = Box::pin(layer.sources.fetch(range.clone(), number as usize + 1));
+    let second = Box::pin(sources.fetch(range.clone(), number as usize + 1));
     futures::future::select_ok([first, second])
         .await
         .map(|(bytes, _)| bytes)
@@ -174,13 +177,13 @@ async fn decode(
     landings: Vec<Landing>,
     start: CompressedOffset,
     bytes: &Bytes,
-    ticket: &Ticket,
+    ticket: &Arc<Ticket>,
 ) -> Vec<Landing> {
     let (back, mut wrong) = mpsc::channel(landings.len().max(1));
     for landing in landings {
         let back = back.clone();
         let part = landing.part(start, bytes);
-        layer.engine.decoders.submit(ticket.lane(), move |scratch| {
+        layer.engine.decoders.submit(ticket, move |scratch| {
             if let Err(landing) = landing.land(&part, scratch) {
                 // Has room for all of them.
                 let _ = back.try_send(landing);
@@ -227,6 +230,7 @@ impl Landing {
         let mut decoder = match verified.decoder(&mut scratch.span) {
             Ok(decoder) => decoder,
             Err(error) => {
+                layer.distrust_windows(self.span);
                 // The disk's fault: other bytes would not help.
                 tracing::error!(
                     layer = %layer.digest, span = %self.span,
@@ -242,8 +246,9 @@ impl Landing {
             Ok(plain) => plain,
             Err(error) => return Err(self.wrong(&error)),
         };
-        add(&layer.counters.spans_decoded, 1);
         let length = plain.len();
+        add(&layer.counters.spans_decoded, 1);
+        add(&layer.counters.bytes_decoded, length as u64);
         self.deliver(plain);
         scratch.used(length);
         Ok(())
@@ -324,11 +329,11 @@ impl Landing {
     /// Checks a span that the cache claims, and has it fetched if the claim is wrong.
     pub(crate) fn recover(self, ticket: Arc<Ticket>) {
         let layer = Arc::clone(&self.layer);
-        let lane = ticket.lane();
+        let urgency = Arc::clone(&ticket);
         layer
             .engine
             .decoders
-            .submit(lane, move |scratch| self.check(&ticket, scratch));
+            .submit(&urgency, move |scratch| self.check(&ticket, scratch));
     }
 
     fn check(mut self, ticket: &Arc<Ticket>, scratch: &mut Scratch) {

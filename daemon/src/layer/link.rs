@@ -24,6 +24,14 @@ const SMALLEST: u64 = 1 << 20;
 const FEW: usize = 2;
 /// Requests that share the room in flight.
 const SHARES: u64 = 8;
+/// Compressed bytes of the fill that may have come and wait for a CPU before more is asked for: receiving them
+/// takes CPU too.
+const MOST_UNDECODED: u64 = 4 << 20;
+
+/// How long after somebody has asked for something background work leaves him the CPU on a quick line.
+const COURTESY: Duration = Duration::from_millis(100);
+/// What decoding a MiB takes, about (docs/benchmarks.md: 600 MB/s of plain bytes, compressed to a third).
+const DECODING: Duration = Duration::from_millis(5);
 
 /// Measures and counts what is in flight.
 #[derive(Debug, Default)]
@@ -40,6 +48,10 @@ struct State {
     /// Compressed bytes of background work, and in how many requests.
     filling: u64,
     fills: usize,
+    /// Compressed bytes of background work that have come and are not yet decoded.
+    undecoded: u64,
+    /// When somebody asked for something last.
+    asked: Option<Instant>,
     /// Bytes that have arrived since the start.
     delivered: u64,
     /// Bytes per second, the best.
@@ -67,6 +79,13 @@ pub(crate) struct Passage {
     delivered: u64,
 }
 
+/// Bytes of background work that wait for a CPU; counted until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Undecoded {
+    link: Arc<Link>,
+    bytes: u64,
+}
+
 impl Link {
     /// A request for `bytes` begins.
     pub(crate) fn depart(self: &Arc<Self>, bytes: u64, lane: Lane) -> Passage {
@@ -76,7 +95,10 @@ impl Link {
                 state.filling += bytes;
                 state.fills += 1;
             }
-            Lane::Demand | Lane::Readahead => state.urgent += bytes,
+            Lane::Demand | Lane::Readahead => {
+                state.urgent += bytes;
+                state.asked = Some(Instant::now());
+            }
         }
         Passage {
             link: Arc::clone(self),
@@ -89,12 +111,13 @@ impl Link {
 
     /// How many bytes background work may ask for in one more request; `None` while it must wait.
     pub(crate) fn room(&self) -> Option<u64> {
-        self.state.lock().room()
+        self.state.lock().room(Instant::now())
     }
 
     /// Waits until [`Self::room`] may have become larger.
     pub(crate) async fn arrival(&self) {
-        self.arrived.notified().await;
+        // Courtesy ends without an event.
+        let _ = tokio::time::timeout(COURTESY, self.arrived.notified()).await;
     }
 
     /// How long an answer of `bytes` may take with all that is in flight before it, if anything is known.
@@ -124,7 +147,23 @@ impl State {
         u64::try_from(nanos).ok().map(Duration::from_nanos)
     }
 
-    fn room(&self) -> Option<u64> {
+    /// Whether a span comes sooner than it is decoded: then it is the CPU that readers wait for, and having bytes
+    /// fetched early does not help them.
+    fn is_quick(&self) -> bool {
+        let (Some(rate), Some(nanos)) = (self.rate.best(), self.delay.best()) else {
+            return false;
+        };
+        let transfer = (1_000_000_000_i64 << 20) / rate.max(1);
+        u128::try_from(transfer.saturating_sub(nanos))
+            .is_ok_and(|nanos| nanos < DECODING.as_nanos())
+    }
+
+    fn room(&self, now: Instant) -> Option<u64> {
+        let asked = self.asked.map(|asked| now.saturating_duration_since(asked));
+        let courteous = asked.is_some_and(|ago| ago < COURTESY) && self.is_quick();
+        if self.undecoded >= MOST_UNDECODED || courteous {
+            return None;
+        }
         let capacity = self.capacity().unwrap_or(0);
         let quiet = self.urgent == 0;
         // Twice as much lets the rate be found out while it grows, and hides the gaps between requests.
@@ -170,13 +209,21 @@ impl Epochs {
 }
 
 impl Passage {
-    /// The request has brought `bytes`.
-    pub(crate) fn arrive(self, bytes: u64) {
-        self.arrive_at(bytes, Instant::now());
+    /// The request has brought `bytes`, which are to be decoded.
+    pub(crate) fn arrive(self, bytes: u64) -> Option<Undecoded> {
+        self.arrive_at(bytes, Instant::now())
     }
 
-    fn arrive_at(self, bytes: u64, now: Instant) {
-        self.link.state.lock().arrive(bytes, &self, now);
+    fn arrive_at(self, bytes: u64, now: Instant) -> Option<Undecoded> {
+        let mut state = self.link.state.lock();
+        state.arrive(bytes, &self, now);
+        if self.lane != Lane::Fill {
+            return None;
+        }
+        state.undecoded += bytes;
+        let link = Arc::clone(&self.link);
+        drop(state);
+        Some(Undecoded { link, bytes })
     }
 }
 
@@ -191,6 +238,13 @@ impl Drop for Passage {
             Lane::Demand | Lane::Readahead => state.urgent -= self.bytes,
         }
         drop(state);
+        self.link.arrived.notify_one();
+    }
+}
+
+impl Drop for Undecoded {
+    fn drop(&mut self) {
+        self.link.state.lock().undecoded -= self.bytes;
         self.link.arrived.notify_one();
     }
 }
@@ -249,6 +303,37 @@ mod tests {
         let more = link.depart(capacity, Lane::Demand);
         assert_eq!(link.room(), None, "demand has all of it");
         drop((demand, more));
+        assert!(link.room().is_some());
+    }
+
+    #[test]
+    fn on_a_quick_line_readers_have_the_cpu_for_themselves_and_on_a_slow_one_the_line_is_used() {
+        for (rate, delay, used) in [
+            (1_000_000_000, 0, false),
+            (1_000_000_000, 20, true),
+            (125_000_000, 0, true),
+        ] {
+            let (link, _) = fill_up(rate, Duration::from_millis(delay), 200);
+            drop(link.depart(10, Lane::Demand));
+            let state = link.state.lock();
+            let now = Instant::now();
+            assert_eq!(state.room(now).is_some(), used, "{rate}, {delay} ms");
+            assert!(state.room(now + COURTESY).is_some(), "nobody asks any more");
+        }
+    }
+
+    #[test]
+    fn nothing_is_asked_for_while_what_has_come_waits_for_a_cpu() {
+        let (link, _) = fill_up(125_000_000, Duration::from_millis(80), 200);
+        let came = link.depart(MOST_UNDECODED, Lane::Fill);
+        let waits = came.arrive(MOST_UNDECODED);
+        assert_eq!(link.room(), None);
+        drop(waits);
+        assert!(link.room().is_some());
+        let read = link.depart(MOST_UNDECODED, Lane::Demand);
+        let later = Instant::now() + Duration::from_millis(200);
+        let waits = read.arrive_at(MOST_UNDECODED, later);
+        assert!(waits.is_none(), "what somebody waits for");
         assert!(link.room().is_some());
     }
 

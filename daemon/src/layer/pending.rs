@@ -73,6 +73,7 @@ impl PendingRead {
         gathered.bytes.resize(length, 0);
         let at = usize::try_from(part.start.0 - self.range.start.0).unwrap_or(usize::MAX);
         gathered.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+        add(&self.counters.bytes_copied, bytes.len() as u64);
         gathered.missing = gathered.missing.saturating_sub(1);
         if gathered.missing == 0 {
             let reply = gathered.reply.take();

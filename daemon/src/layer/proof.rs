@@ -6,8 +6,9 @@
 //! configuration, which the manifest names by digest. It is done once; what is fetched again later must
 //! match the same zTOC.
 //!
-//! A zTOC ends with the archive, but tar pads what it writes with zeros to a multiple of its blocking
-//! factor, and these belong to the diff ID: they are tried, as many as there may be.
+//! A zTOC ends with the archive, but what is behind its end belongs to the diff ID too: tar pads what it writes
+//! with zeros to a multiple of its blocking factor. The usual few are tried; if that is not it, what is there is
+//! fetched once more and decoded (see [`super::tail`]).
 //!
 //! A layer that fails is quarantined: it is read no more, neither now nor after a restart, and is not
 //! prepared lazily with this zTOC again.
@@ -24,7 +25,8 @@ use ztoc::{Digest, SpanId};
 use super::Layer;
 use super::counters::add;
 use super::decode::Scratch;
-use super::schedule::Lane;
+use super::schedule::{Lane, Ticket};
+use super::tail::Tail;
 
 const UNPROVEN: u8 = 0;
 const RUNNING: u8 = 1;
@@ -40,8 +42,8 @@ const QUARANTINE: &str = "quarantined";
 
 /// A tar is a number of blocks of this size.
 const BLOCK: usize = 512;
-/// Most blocks of zeros behind an archive: 1 MiB, a hundred times tar's default.
-const MOST_PADDING: usize = 2048;
+/// Most blocks of zeros that are tried: tar's default blocking factor.
+const MOST_PADDING: usize = 20;
 
 /// How far the proof of a layer is.
 #[derive(Debug)]
@@ -115,6 +117,12 @@ impl Proof {
         })
     }
 
+    /// Whether it is being made.
+    #[cfg(test)]
+    pub(crate) fn is_running(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == RUNNING
+    }
+
     fn go(&self, from: u8, to: u8) -> bool {
         let moved = self
             .state
@@ -142,7 +150,8 @@ impl Layer {
                 hash: Sha256::new(),
             };
             let work = move |scratch: &mut Scratch| pass.step(scratch);
-            self.engine.decoders.submit(Lane::Fill, work);
+            let ticket = Arc::new(Ticket::new(Lane::Fill));
+            self.engine.decoders.submit(&ticket, work);
         }
     }
 }
@@ -170,47 +179,73 @@ impl Pass {
         self.next.0 += 1;
         let engine = Arc::clone(&layer.engine);
         drop(layer);
+        let ticket = Arc::new(Ticket::new(Lane::Fill));
         engine
             .decoders
-            .submit(Lane::Fill, move |scratch| self.step(scratch));
+            .submit(&ticket, move |scratch| self.step(scratch));
     }
 
     fn conclude(self, layer: &Arc<Layer>) {
-        let actual = Digest::from_bytes(self.hash.clone().finalize().into());
-        let proof = &layer.proof;
-        let Some(expected) = proof.expected.get() else {
+        let Some(expected) = layer.proof.expected.get() else {
             return;
         };
-        let (file, text) = if padded(self.hash, layer.spans.uncompressed_size(), expected) {
-            proof.state.store(PROVEN, Ordering::Release);
-            tracing::debug!(layer = %layer.digest, "all of the layer is here and is what the image says");
-            (PROOF, String::new())
+        if padded(&self.hash, layer.spans.uncompressed_size(), expected) {
+            layer.judge(None);
         } else {
-            proof.state.store(WRONG, Ordering::Release);
-            add(&layer.counters.quarantined, 1);
-            tracing::error!(
-                layer = %layer.digest, %expected, %actual,
-                "THE LAYER IS NOT WHAT THE IMAGE SAYS: its zTOC describes other bytes. It is quarantined, its \
-                 reads fail. Remove the image, and build and push its SOCI index again"
-            );
-            (QUARANTINE, format!("{actual} instead of {expected}\n"))
-        };
-        if let Err(error) = fs::write(proof.dir.join(file), text) {
-            tracing::warn!(layer = %layer.digest, file, "cannot note what the layer is: {error}");
+            Tail::fetch(layer, self.hash);
         }
     }
 }
 
+impl Layer {
+    /// Ends the proof: what all of the layer is if that is not what it should be. Blocks on file I/O.
+    pub(super) fn judge(&self, wrong: Option<Digest>) {
+        let proof = &self.proof;
+        let (file, text) = if let Some(actual) = wrong {
+            let expected = proof.expected.get().copied().unwrap_or(actual);
+            proof.state.store(WRONG, Ordering::Release);
+            add(&self.counters.quarantined, 1);
+            tracing::error!(
+                layer = %self.digest, %expected, %actual,
+                "THE LAYER IS NOT WHAT THE IMAGE SAYS: its zTOC describes other bytes. It is quarantined, its \
+                 reads fail. Remove the image, and build and push its SOCI index again"
+            );
+            (QUARANTINE, format!("{actual} instead of {expected}\n"))
+        } else {
+            proof.state.store(PROVEN, Ordering::Release);
+            tracing::debug!(layer = %self.digest, "all of the layer is here and is what the image says");
+            (PROOF, String::new())
+        };
+        if let Err(error) = fs::write(proof.dir.join(file), text) {
+            tracing::warn!(layer = %self.digest, file, "cannot note what the layer is: {error}");
+        }
+    }
+
+    /// Compares the digest of all bytes with the one expected.
+    pub(super) fn judge_by(&self, hash: Sha256) {
+        let actual = Digest::from_bytes(hash.finalize().into());
+        let right = self.proof.expected.get() == Some(&actual);
+        self.judge((!right).then_some(actual));
+    }
+
+    /// The proof cannot be made now; it is begun again when the layer is mounted or completed again.
+    pub(super) fn put_off(&self, why: &str) {
+        tracing::warn!(layer = %self.digest, "what is behind the end of the layer's archive cannot be proven now: {why}");
+        self.proof.go(RUNNING, UNPROVEN);
+    }
+}
+
 /// Whether `expected` is the digest of what was hashed, `size` bytes, and zeros up to some block's end.
-fn padded(mut hash: Sha256, size: u64, expected: &Digest) -> bool {
+fn padded(hash: &Sha256, size: u64, expected: &Digest) -> bool {
     let is_it = |hash: &Sha256| Digest::from_bytes(hash.clone().finalize().into()) == *expected;
-    if is_it(&hash) {
+    if is_it(hash) {
         return true;
     }
+    let mut hash = hash.clone();
     let zeros = [0; BLOCK];
     let begun = usize::try_from(size % BLOCK as u64).unwrap_or_default();
     hash.update(&zeros[begun..]);
-    (0..MOST_PADDING).any(|_| {
+    (0..=MOST_PADDING).any(|_| {
         let found = is_it(&hash);
         hash.update(zeros);
         found
@@ -226,8 +261,8 @@ mod tests {
         let archive = vec![7; 3000];
         let mut hash = Sha256::new();
         hash.update(&archive);
-        let is_padded = |whole: &[u8]| padded(hash.clone(), 3000, &Digest::of(whole));
-        for length in [3000, 3072, 3584, 10_240, 20_480, 512 * 2000] {
+        let is_padded = |whole: &[u8]| padded(&hash, 3000, &Digest::of(whole));
+        for length in [3000, 3072, 3584, 10_240, 3072 + 10_240] {
             let mut whole = archive.clone();
             whole.resize(length, 0);
             assert!(is_padded(&whole), "{length}");
@@ -236,5 +271,8 @@ mod tests {
         }
         assert!(!is_padded(&[&archive[..], &[1]].concat()));
         assert!(!is_padded(&archive[..2999]));
+        let mut more = archive;
+        more.resize(3072 + 10_240 + 512, 0);
+        assert!(!is_padded(&more), "more is decoded, not tried");
     }
 }

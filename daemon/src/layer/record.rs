@@ -25,6 +25,18 @@ pub(crate) struct Origin {
     size: u64,
     /// The image it was first prepared for; for people.
     image: String,
+    /// How the zTOC begins, if it is compact.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    head: Option<Head>,
+}
+
+/// What is checked of a compact zTOC when the layer is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Head {
+    size: u64,
+    #[serde(with = "digest_text")]
+    digest: Digest,
+    blob_size: u64,
 }
 
 impl Origin {
@@ -36,7 +48,31 @@ impl Origin {
             ztoc: new.ztoc,
             size,
             image: new.image.clone(),
+            head: None,
         }
+    }
+
+    /// The same of a compact zTOC of `blob_size` bytes whose first `size` are its head.
+    pub(crate) fn with_head(self, size: u64, digest: Digest, blob_size: u64) -> Self {
+        let head = Head {
+            size,
+            digest,
+            blob_size,
+        };
+        Self {
+            head: Some(head),
+            ..self
+        }
+    }
+
+    /// Length and digest of the head, if the zTOC is compact.
+    pub(crate) fn head(&self) -> Option<(u64, Digest)> {
+        self.head.map(|head| (head.size, head.digest))
+    }
+
+    /// Bytes of all of the zTOC, if it is compact.
+    pub(crate) fn blob_len(&self) -> Option<u64> {
+        self.head.map(|head| head.blob_size)
     }
 
     /// Digest of the zTOC.

@@ -20,9 +20,6 @@ pub enum Lane {
 }
 
 impl Lane {
-    /// Number of lanes.
-    pub(crate) const COUNT: usize = 3;
-
     fn from_byte(byte: u8) -> Self {
         match byte {
             0 => Self::Demand,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -10,25 +10,27 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use ztoc::compact::CompactError;
 use ztoc::error::DecodeError;
-use ztoc::unit::ByteLen as _;
-use ztoc::{Digest, SpanId, SpanTable, Ztoc};
+use ztoc::{Digest, SpanId};
 
 use super::Layer;
 use super::counters::LayerCounters;
 use super::engine::{Engine, LayerOptions};
-use super::kept_ztoc::KeptZtoc;
 use super::proof;
 use super::record::Origin;
 use super::source::BlobSource;
+use super::stored::{check, described, read_ztoc, write_synced};
 use crate::registry::flight::Flights;
+use crate::snapshot::directory;
+use crate::snapshot::record::Usage;
 
 /// Directories not yet, or no longer, a layer's; swept at start.
 const UNFINISHED: &str = ".new-";
 /// Largest zTOC read, in bytes. 33 KiB a span: enough for a layer of 64 GiB at the usual span size.
 pub const MAX_ZTOC_SIZE: u64 = 512 << 20;
 /// Largest span accepted, compressed or not, in bytes: it is decoded in memory.
-const MAX_SPAN: u64 = 256 << 20;
+pub(super) const MAX_SPAN: u64 = 256 << 20;
 /// How long a layer may be prepared and not yet named by a snapshot.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -57,7 +59,7 @@ pub struct NewLayer {
     pub size: Option<u64>,
     /// Digest of the zTOC.
     pub ztoc: Digest,
-    /// The zTOC, verified against its digest.
+    /// The zTOC, verified against its digest. Of a compact one all of it or only its head.
     pub bytes: Bytes,
     /// The image it is prepared for.
     pub image: String,
@@ -103,6 +105,26 @@ pub enum LayerError {
         ztoc: Digest,
         /// What is wrong.
         source: Box<DecodeError>,
+    },
+    /// The bytes are no compact zTOC.
+    #[error("compact zTOC {ztoc} of layer {layer}: {source}")]
+    Compact {
+        /// The layer.
+        layer: Digest,
+        /// The compact zTOC.
+        ztoc: Digest,
+        /// What is wrong.
+        source: Box<CompactError>,
+    },
+    /// The compact zTOC says that it is of another layer.
+    #[error("compact zTOC {ztoc} is for layer {actual}, not for {layer}")]
+    OtherLayer {
+        /// The layer.
+        layer: Digest,
+        /// The compact zTOC.
+        ztoc: Digest,
+        /// The layer it is for.
+        actual: Digest,
     },
     /// The zTOC is of another layer.
     #[error("the zTOC describes a layer of {actual} bytes, but layer {layer} has {expected}")]
@@ -279,6 +301,18 @@ impl LayerStore {
         }
     }
 
+    /// What a layer takes on disk: its spans that are here, its zTOC, its records. Nothing if it is not
+    /// stored. Blocks on file I/O.
+    ///
+    /// # Errors
+    /// Its directory cannot be read.
+    pub fn usage(&self, layer: &Digest) -> io::Result<Usage> {
+        match directory::usage(&self.shared.dir(layer)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Usage::default()),
+            measured => measured,
+        }
+    }
+
     /// Plain bytes of all layers on disk.
     pub fn bytes_cached(&self) -> u64 {
         self.shared.engine.ledger.used()
@@ -320,9 +354,7 @@ impl Shared {
             refuse_again(new, stored.ztoc())?;
             self.remove(&new.layer)?;
         }
-        let ztoc = decode(&new.layer, &new.ztoc, &new.bytes)?;
-        check(&new.layer, new.size, ztoc.spans())?;
-        let origin = Origin::new(new, ztoc.spans().compressed_size());
+        let origin = described(new)?;
         self.write(&dir, new, &origin)
             .map_err(|source| io_error(&dir, source))
     }
@@ -331,9 +363,13 @@ impl Shared {
         let unfinished = tempfile::Builder::new()
             .prefix(UNFINISHED)
             .tempdir_in(&self.root)?;
-        let origin = origin.to_text()?;
-        write_synced(&unfinished.path().join("ztoc"), &new.bytes)?;
-        write_synced(&unfinished.path().join("origin"), origin.as_bytes())?;
+        let text = origin.to_text()?;
+        write_synced(
+            &unfinished.path().join("ztoc"),
+            &new.bytes,
+            origin.blob_len(),
+        )?;
+        write_synced(&unfinished.path().join("origin"), text.as_bytes(), None)?;
         match fs::rename(unfinished.path(), dir) {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
                 if Origin::read(&dir.join("origin"), &new.layer).is_ok() {
@@ -363,15 +399,15 @@ impl Shared {
             return Ok(open);
         }
         let dir = self.dir(&layer);
-        let (ztoc, kept, bytes) = read_ztoc(&dir, &layer)?;
+        let stored = read_ztoc(&dir, &layer)?;
+        let ztoc = stored.record.ztoc();
         if proof::is_quarantined(&dir) {
             return Err(LayerError::Quarantined { layer, ztoc });
         }
-        let decoded = Ztoc::decode_lean(&bytes, Arc::new(kept));
-        let (toc, spans) = decoded.map_err(|source| no_ztoc(&layer, &ztoc, source))?;
-        drop(bytes);
+        let (tree, spans, windows) = stored.decode(&layer)?;
         check(&layer, None, &spans)?;
-        let tree = Arc::new(fuse::LayerTree::new(toc));
+        let tree = Arc::new(tree);
+        let spans = (spans, windows);
         let opened = Layer::open(&dir, layer, &ztoc, spans, tree, Arc::clone(&self.engine))
             .map_err(|source| io_error(&dir, source))?;
         self.engine.ledger.opened(&opened);
@@ -424,7 +460,7 @@ async fn blocking<T: Send + 'static>(
     done.unwrap_or_else(|error| Err(io_error(Path::new("layers"), io::Error::other(error))))
 }
 
-fn io_error(path: &Path, source: io::Error) -> LayerError {
+pub(super) fn io_error(path: &Path, source: io::Error) -> LayerError {
     LayerError::Io {
         path: path.to_owned(),
         source: Arc::new(source),
@@ -440,68 +476,6 @@ fn refuse_again(new: &NewLayer, stored: Digest) -> Result<(), LayerError> {
         layer: new.layer,
         ztoc: stored,
     })
-}
-
-fn decode(layer: &Digest, ztoc: &Digest, bytes: &[u8]) -> Result<Ztoc, LayerError> {
-    Ztoc::decode(bytes).map_err(|source| no_ztoc(layer, ztoc, source))
-}
-
-fn no_ztoc(layer: &Digest, ztoc: &Digest, source: DecodeError) -> LayerError {
-    LayerError::Ztoc {
-        layer: *layer,
-        ztoc: *ztoc,
-        source: Box::new(source),
-    }
-}
-
-/// What a zTOC must fulfil beyond being well-formed.
-fn check(layer: &Digest, size: Option<u64>, spans: &SpanTable) -> Result<(), LayerError> {
-    let actual = spans.compressed_size();
-    if let Some(expected) = size.filter(|&expected| expected != actual) {
-        return Err(LayerError::Size {
-            layer: *layer,
-            expected,
-            actual,
-        });
-    }
-    for span in (0..spans.count()).map(SpanId) {
-        let bytes = spans
-            .compressed(span)
-            .byte_len()
-            .max(spans.uncompressed(span).byte_len());
-        if bytes > MAX_SPAN {
-            return Err(LayerError::Span {
-                layer: *layer,
-                span,
-                bytes,
-            });
-        }
-    }
-    Ok(())
-}
-
-fn read_ztoc(dir: &Path, layer: &Digest) -> Result<(Digest, KeptZtoc, Vec<u8>), LayerError> {
-    let failed = |path: &Path, source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound => LayerError::Missing(*layer),
-        io::ErrorKind::InvalidData => LayerError::Damaged { layer: *layer },
-        _ => io_error(path, source),
-    };
-    let origin = dir.join("origin");
-    let record = Origin::read(&origin, layer).map_err(|source| failed(&origin, source))?;
-    let ztoc = record.ztoc();
-    let path = dir.join("ztoc");
-    let (kept, bytes) =
-        KeptZtoc::open(&path, MAX_ZTOC_SIZE).map_err(|source| failed(&path, source))?;
-    if Digest::of(&bytes) != ztoc {
-        return Err(LayerError::Damaged { layer: *layer });
-    }
-    Ok((ztoc, kept, bytes))
-}
-
-fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create_new(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
 }
 
 /// Renames `dir` away at once, then deletes it.

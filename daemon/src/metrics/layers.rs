@@ -35,6 +35,8 @@ pub(super) struct Layers {
     served: Bytes,
     fetched: Family<OfDigest, NamedCounter>,
     size: Family<OfDigest, NamedCounter>,
+    decoded: Family<OfDigest, NamedCounter>,
+    copied: Family<OfDigest, NamedCounter>,
     cached: Gauge<u64, AtomicU64>,
     filling: Gauge<u64, AtomicU64>,
     turned_away: Gauge<u64, AtomicU64>,
@@ -58,6 +60,16 @@ impl Layers {
             "layer_size_bytes",
             "Compressed size of a layer",
             Family::clone(&self.size),
+        );
+        registry.register(
+            "layer_decoded_size_bytes",
+            "Plain bytes of a layer decoded since it was opened",
+            Family::clone(&self.decoded),
+        );
+        registry.register(
+            "layer_copied_size_bytes",
+            "Bytes of a layer copied once more after they were decoded since it was opened",
+            Family::clone(&self.copied),
         );
         self.register_store(registry);
     }
@@ -104,6 +116,8 @@ impl Layers {
         self.served.clear();
         self.fetched.clear();
         self.size.clear();
+        self.decoded.clear();
+        self.copied.clear();
         for layer in store.open_layers() {
             let (digest, numbers) = (layer.digest(), layer.counters());
             self.note(Some(&digest));
@@ -127,8 +141,13 @@ impl Layers {
             let fetched = self.fetched.get_or_create(&of);
             fetched.0.inc_by(numbers.bytes_fetched);
             drop(fetched);
-            let size = self.size.get_or_create(&of);
-            size.0.inc_by(layer.spans().compressed_size());
+            for (family, bytes) in [
+                (&self.size, layer.spans().compressed_size()),
+                (&self.decoded, numbers.bytes_decoded),
+                (&self.copied, numbers.bytes_copied),
+            ] {
+                family.get_or_create(&of).0.inc_by(bytes);
+            }
         }
         let named = self.named.lock().clone();
         for layer in named.iter().filter(|layer| store.stored(layer).is_none()) {

@@ -76,6 +76,17 @@ impl Blob {
 
     /// The bytes of `range`, which is not empty and lies within the blob.
     pub async fn read(&self, range: Range<u64>) -> Result<Bytes, RegistryError> {
+        let mut attempts = self.attempts(&range).await?;
+        self.over_hosts(&mut attempts, range).await
+    }
+
+    /// The same, from another host than [`Self::read`] begins with if there is one.
+    pub(super) async fn read_elsewhere(&self, range: Range<u64>) -> Result<Bytes, RegistryError> {
+        let mut attempts = self.attempts(&range).await?.next_host_first();
+        self.over_hosts(&mut attempts, range).await
+    }
+
+    async fn attempts(&self, range: &Range<u64>) -> Result<Attempts, RegistryError> {
         let object = format!(
             "bytes {}-{} of blob {}",
             range.start, range.end, self.digest
@@ -88,7 +99,7 @@ impl Blob {
             let detail = format!("the blob has {} bytes: no such range", self.size);
             attempts.failed(Problem::Setup { detail }).await?;
         }
-        self.over_hosts(&mut attempts, range).await
+        Ok(attempts)
     }
 
     async fn over_hosts(
@@ -107,7 +118,7 @@ impl Blob {
 
     async fn once(&self, endpoint: &Arc<Endpoint>, range: Range<u64>) -> Result<Bytes, Problem> {
         if let Some(answer) = self.ask_moved(endpoint, &range).await? {
-            return self.take(answer, range).await;
+            return self.take(endpoint, answer, range).await;
         }
         let answer = self
             .registry
@@ -123,7 +134,7 @@ impl Blob {
         if let Some(url) = moved {
             self.moved.lock().insert(endpoint.key().to_owned(), url);
         }
-        self.take(answer, range).await
+        self.take(endpoint, answer, range).await
     }
 
     /// Asks the remembered URL; `None` without one, or when it has run out. It is forgotten with any failure.
@@ -173,9 +184,18 @@ impl Blob {
         )
     }
 
-    async fn take(&self, answer: Answer, range: Range<u64>) -> Result<Bytes, Problem> {
-        if answer.response.status() == StatusCode::OK && range != (0..self.size) {
-            self.whole.store(true, Ordering::Relaxed);
+    async fn take(
+        &self,
+        endpoint: &Endpoint,
+        answer: Answer,
+        range: Range<u64>,
+    ) -> Result<Bytes, Problem> {
+        if range != (0..self.size) {
+            let served = answer.response.status() != StatusCode::OK;
+            endpoint.answered_range(served);
+            if !served {
+                self.whole.store(true, Ordering::Relaxed);
+            }
         }
         range::read(answer, range, self.size, &self.registry.transport().http).await
     }

@@ -68,6 +68,9 @@ pub struct HttpConfig {
     pub request_timeout: Duration,
     /// A body that brings no byte for this long is given up, and continued by another request.
     pub stall_timeout: Duration,
+    /// A range of a whole pull that is waited for and takes longer than this, and four times as long as the line explains,
+    /// is asked for once more, of the next host if there is one.
+    pub straggler: Duration,
     /// How often a failed request is made again (`MaxRetries`).
     pub max_retries: u32,
     /// Wait before the first retry; doubles with each (`MinWaitMsec`).
@@ -83,6 +86,7 @@ impl Default for HttpConfig {
             response_header_timeout: Duration::from_secs(3),
             request_timeout: Duration::from_secs(300),
             stall_timeout: Duration::from_secs(10),
+            straggler: Duration::from_secs(2),
             max_retries: 8,
             min_wait: Duration::from_millis(30),
             max_wait: Duration::from_secs(300),

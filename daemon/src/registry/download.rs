@@ -103,6 +103,21 @@ impl Download {
         }
     }
 
+    /// Asks for the first byte. `None` if that is what comes; a host that answers with everything is taken
+    /// at its word: the download goes on with that.
+    pub(super) async fn probe(mut self) -> Result<Option<Self>, RegistryError> {
+        loop {
+            match self.ask(Some(1)).await {
+                Ok(answer) if is_partial(&answer) => return Ok(None),
+                Ok(answer) => {
+                    self.body = Some(self.body_of(answer));
+                    return Ok(Some(self));
+                }
+                Err(problem) => self.recover(problem).await?,
+            }
+        }
+    }
+
     /// Begins at `offset` of the blob instead of its start. Its digest is not verified then, unless
     /// that is the start.
     pub(super) fn starting_at(self, offset: u64) -> Self {
@@ -173,6 +188,12 @@ impl Download {
     }
 
     async fn open(&mut self) -> Result<Body, Problem> {
+        let answer = self.ask(None).await?;
+        self.position(answer).await
+    }
+
+    /// Asks for what is missing up to `end`.
+    async fn ask(&mut self, end: Option<u64>) -> Result<Answer, Problem> {
         let attempts = match &mut self.attempts {
             Some(attempts) => attempts,
             none => {
@@ -186,20 +207,29 @@ impl Download {
         };
         let endpoint = attempts.endpoint();
         let mut call = blob_call(&endpoint, &self.reference, &self.digest);
-        if self.offset > 0 {
-            call = ranged(call, self.offset, None);
+        let part = self.offset > 0 || end.is_some();
+        if part {
+            call = ranged(call, self.offset, end);
         }
         let answer = self.registry.transport().send(&endpoint, &call).await?;
         let answer = answer
             .expect(&[StatusCode::OK, StatusCode::PARTIAL_CONTENT])
             .await?;
         check_encoding(&answer)?;
-        self.position(answer).await
+        if part {
+            endpoint.answered_range(is_partial(&answer));
+        }
+        Ok(answer)
+    }
+
+    fn body_of(&self, answer: Answer) -> Body {
+        let stall = self.registry.transport().http.stall_timeout;
+        Body::new(answer.response, stall)
     }
 
     /// The body from where the download stands.
     async fn position(&self, answer: Answer) -> Result<Body, Problem> {
-        let partial = answer.response.status() == StatusCode::PARTIAL_CONTENT;
+        let partial = is_partial(&answer);
         if partial {
             let expected = format!("bytes {}-", self.offset);
             let range = answer
@@ -211,10 +241,7 @@ impl Download {
                 ));
             }
         }
-        let mut body = Body::new(
-            answer.response,
-            self.registry.transport().http.stall_timeout,
-        );
+        let mut body = self.body_of(answer);
         if !partial {
             body.skip(self.offset).await?;
         }
@@ -236,6 +263,10 @@ impl Download {
             }
         }
     }
+}
+
+fn is_partial(answer: &Answer) -> bool {
+    answer.response.status() == StatusCode::PARTIAL_CONTENT
 }
 
 impl fmt::Debug for Download {

@@ -363,6 +363,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn certificates_without_a_file_make_loopback_encrypted_and_their_change_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = dir.path().join("localhost:5000");
+        fs::create_dir_all(&host).unwrap();
+        let find = || HostsFile::find(&[dir.path().to_owned()], "localhost:5000").unwrap();
+        assert_eq!(find(), None, "an empty directory says nothing");
+        fs::write(host.join("ca.crt"), "").unwrap();
+        let config = RegistryConfig {
+            hosts_dirs: vec![dir.path().to_owned()],
+            ..RegistryConfig::default()
+        };
+        assert_eq!(
+            pull_urls("localhost:5000/a", &config).await,
+            ["https://localhost:5000/v2/a/x"]
+        );
+        let before = find();
+        assert!(before.is_some());
+        assert_eq!(find(), before);
+        fs::write(host.join("ca.crt"), "another").unwrap();
+        assert_ne!(find(), before);
+    }
+
+    #[tokio::test]
     async fn a_malformed_hosts_toml_is_an_error_that_names_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let reference: Reference = "reg.example/a".parse().unwrap();

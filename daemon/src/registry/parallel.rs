@@ -3,16 +3,24 @@
 //! A permit is taken for each range before it is asked for, and given back when nobody holds the
 //! range's bytes any more: so the permits bound requests and memory alike. They are taken
 //! in the order of the ranges, so that the range that is waited for always has its own.
+//!
+//! A host that is not known to serve ranges is asked for one byte first. A pull-through cache answers to every range of
+//! a blob that it does not have yet with the whole: many at a time would be as many transfers.
+//!
+//! A range that is waited for and takes far longer than the line explains is asked for once more, under the same permits;
+//! the answer that comes first counts.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::Stream;
+use futures::future::{BoxFuture, Either, select, select_ok};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::AbortOnDropHandle;
 use ztoc::Digest;
@@ -21,6 +29,10 @@ use super::blob::Blob;
 use super::download::Download;
 use super::error::RegistryError;
 use super::{Reference, Registry};
+use crate::layer::{Lane, Link};
+
+/// How many times as long as expected a range may take.
+const PATIENCE: u32 = 4;
 
 /// How much is asked for at a time.
 #[derive(Debug, Clone)]
@@ -42,8 +54,8 @@ pub(super) struct Ranges {
     chunk: u64,
     /// Where the next range to be asked for begins.
     next: u64,
-    /// Where the next range to be given out begins.
-    given: u64,
+    /// Where the next range to be given out begins; those that are asked for look at it.
+    given: Arc<AtomicU64>,
     under_way: VecDeque<AbortOnDropHandle<Result<Bytes, RegistryError>>>,
     /// The rest in one piece: the host does not know ranges.
     rest: Option<Box<Rest>>,
@@ -87,7 +99,7 @@ pub(super) fn download(
         chunk: chunk.unwrap_or_default(),
         share,
         next: 0,
-        given: 0,
+        given: Arc::default(),
         under_way: VecDeque::new(),
         rest: None,
     };
@@ -95,6 +107,8 @@ pub(super) fn download(
     futures::stream::try_unfold(ranges, move |mut ranges| async move {
         if whole && ranges.rest.is_none() {
             ranges.continue_in_one().await;
+        } else if ranges.next == 0 && ranges.rest.is_none() {
+            ranges.begin().await.map_err(io::Error::other)?;
         }
         let bytes = ranges.step().await.map_err(io::Error::other)?;
         Ok(bytes.map(|bytes| (bytes, ranges)))
@@ -102,19 +116,39 @@ pub(super) fn download(
 }
 
 impl Ranges {
+    async fn begin(&mut self) -> Result<(), RegistryError> {
+        let alone = self.chunk >= self.blob.size();
+        if alone || self.registry.serves_ranges(&self.reference).await {
+            return Ok(());
+        }
+        let permits = permits(&self.share.permits).await;
+        let download = self.registry.download(&self.reference, &self.blob.digest());
+        if let Some(download) = download.probe().await? {
+            self.rest = Some(Box::new(Rest {
+                download,
+                _permits: permits,
+            }));
+        }
+        Ok(())
+    }
+
     async fn step(&mut self) -> Result<Option<Bytes>, RegistryError> {
         if let Some(rest) = &mut self.rest {
             return rest.download.chunk().await;
         }
-        if self.given == self.blob.size() {
+        if self.given() == self.blob.size() {
             return Ok(None);
         }
         let bytes = self.first().await?;
-        self.given += bytes.len() as u64;
-        if self.blob.ignores_ranges() && self.given < self.blob.size() {
+        self.given.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        if self.blob.ignores_ranges() && self.given() < self.blob.size() {
             self.continue_in_one().await;
         }
         Ok(Some(bytes))
+    }
+
+    fn given(&self) -> u64 {
+        self.given.load(Ordering::Relaxed)
     }
 
     /// The range that is next to be given out, while others are asked for.
@@ -155,9 +189,15 @@ impl Ranges {
     fn ask(&mut self, permits: Vec<OwnedSemaphorePermit>) {
         let range = self.next_range();
         self.next = range.end;
-        let blob = Arc::clone(&self.blob);
+        let piece = Piece {
+            blob: Arc::clone(&self.blob),
+            line: Arc::clone(self.registry.line()),
+            patience: self.registry.transport().http.straggler,
+            given: Arc::clone(&self.given),
+            range,
+        };
         let read = tokio::spawn(async move {
-            let bytes = blob.read(range).await?;
+            let bytes = piece.read().await?;
             Ok(Bytes::from_owner(Permitted {
                 bytes,
                 _permits: permits,
@@ -175,7 +215,7 @@ impl Ranges {
         self.under_way.clear();
         let download = self.registry.download(&self.reference, &self.blob.digest());
         self.rest = Some(Box::new(Rest {
-            download: download.starting_at(self.given),
+            download: download.starting_at(self.given()),
             _permits: permits(&self.share.permits).await,
         }));
     }
@@ -186,6 +226,57 @@ impl Ranges {
         let object = format!("blob {}", self.blob.digest());
         let problem = super::Problem::Setup { detail };
         self.registry.error(&self.reference, object, problem)
+    }
+}
+
+/// One range on its way.
+struct Piece {
+    blob: Arc<Blob>,
+    line: Arc<Link>,
+    /// Shortest time after which it is a straggler.
+    patience: Duration,
+    given: Arc<AtomicU64>,
+    range: Range<u64>,
+}
+
+impl Piece {
+    async fn read(self) -> Result<Bytes, RegistryError> {
+        let length = self.range.end - self.range.start;
+        let passage = self.line.depart(length, Lane::Fill);
+        let bytes = self.of_either().await?;
+        passage.arrive(bytes.len() as u64);
+        Ok(bytes)
+    }
+
+    async fn of_either(&self) -> Result<Bytes, RegistryError> {
+        let first = Box::pin(self.blob.read(self.range.clone()));
+        let first = match select(first, Box::pin(self.is_late())).await {
+            Either::Left((answer, _)) => return answer,
+            Either::Right(((), first)) => first,
+        };
+        tracing::info!(
+            layer = %self.blob.digest(), start = self.range.start, end = self.range.end,
+            "a range takes far longer than the line explains, it is asked for again"
+        );
+        let second = Box::pin(self.blob.read_elsewhere(self.range.clone()));
+        let futures: [BoxFuture<'_, _>; 2] = [first, second];
+        let (bytes, _) = select_ok(futures).await?;
+        Ok(bytes)
+    }
+
+    /// Ends when the range should have come long ago and is waited for.
+    async fn is_late(&self) {
+        let length = self.range.end - self.range.start;
+        loop {
+            let expected = self.line.expected(length);
+            let patience = expected.unwrap_or_default().saturating_mul(PATIENCE);
+            tokio::time::sleep(patience.max(self.patience)).await;
+            // Nothing has come yet: the line may be a slow one.
+            let known = expected.is_some();
+            if known && self.given.load(Ordering::Relaxed) == self.range.start {
+                return;
+            }
+        }
     }
 }
 
@@ -212,7 +303,7 @@ impl fmt::Debug for Ranges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ranges")
             .field("blob", &self.blob)
-            .field("given", &self.given)
+            .field("given", &self.given())
             .finish_non_exhaustive()
     }
 }

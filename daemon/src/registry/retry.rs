@@ -67,6 +67,14 @@ impl Attempts {
         }
     }
 
+    /// Begins with the host after the first, if there is one.
+    pub(crate) fn next_host_first(mut self) -> Self {
+        if self.hosts.len() > 1 {
+            self.hosts.rotate_left(1);
+        }
+        self
+    }
+
     /// Without a deadline, for calls that are over when they stop getting on.
     pub(crate) fn unlimited(self) -> Self {
         Self {

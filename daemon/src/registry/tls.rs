@@ -28,6 +28,15 @@ pub(crate) struct HostTls {
     pub(crate) skip_verify: bool,
 }
 
+impl HostTls {
+    /// All files that it is read from.
+    pub(crate) fn files(self) -> Vec<PathBuf> {
+        let identity = self.identity.into_iter();
+        let identity = identity.flat_map(|(cert, key)| std::iter::once(cert).chain(key));
+        self.ca_files.into_iter().chain(identity).collect()
+    }
+}
+
 /// An HTTP client with the configured limits. It follows no redirect: where one leads must be known,
 /// and must not be logged. Blocks on reading certificates.
 pub(crate) fn client(config: &RegistryConfig, host: &HostTls) -> Result<reqwest::Client, Problem> {

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use ztoc::Digest;
 
 use super::lowers::LowerDirs;
+use super::record::Usage;
 use crate::registry::Reference;
 
 /// What the labels of a `Prepare` with `containerd.io/snapshot.ref` say about a layer.
@@ -135,6 +136,11 @@ pub trait Images: Send + Sync + 'static {
     /// The mounted view of `run` above `below`, if there is one: an earlier process may have left it.
     fn mounted(&self, _run: &LazyRun, _below: &[PathBuf]) -> Option<Arc<dyn MountedView>> {
         None
+    }
+
+    /// What a lazy layer takes on disk now. Blocks on file I/O.
+    fn usage(&self, _layer: &Digest) -> std::io::Result<Usage> {
+        Ok(Usage::default())
     }
 
     /// All snapshots hold the views they need: those that an earlier process left and nobody holds go.

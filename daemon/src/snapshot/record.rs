@@ -70,6 +70,14 @@ impl Source {
         }
     }
 
+    /// The digest of the layer, if this is a lazy one and its record can be read.
+    pub fn digest(&self) -> Option<Digest> {
+        match self {
+            Self::Lazy { layer, .. } => layer.parse().ok(),
+            Self::Directory => None,
+        }
+    }
+
     /// The layer, if this is a lazy one.
     ///
     /// # Errors

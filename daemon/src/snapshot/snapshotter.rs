@@ -262,13 +262,18 @@ impl Snapshotter {
     }
 
     /// What a snapshot itself takes on disk: an active one measured now, a committed one when it
-    /// was committed, a lazy layer nothing (its cache is shared and goes by the byte).
+    /// was committed, a lazy layer what is here of it now. Snapshots of one layer share that.
     ///
     /// # Errors
     /// `NotFound`, or the directory cannot be read.
     pub async fn usage(&self, key: String) -> Result<Usage, SnapshotError> {
+        let images = Arc::clone(&self.images);
         self.blocking(move |local| {
             let record = local.store.get(&key)?;
+            if let Some(layer) = record.source.digest() {
+                let measured = images.usage(&layer);
+                return measured.map_err(SnapshotError::io("measure", Path::new(&layer.hex())));
+            }
             match record.kind {
                 Kind::Active => local.measure(record.id),
                 _ => Ok(record.usage.unwrap_or_default()),

@@ -13,14 +13,16 @@ use nix::libc::ino_t;
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat, futimens};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchown};
+use serde::{Deserialize, Serialize};
 
 use super::lower::Lowers;
 use super::rooted::{Rooted, proc_path};
 
 /// A directory that had to be made on the way to a member.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Implied {
     /// From the root, links resolved.
+    #[serde(with = "bytes")]
     path: PathBuf,
     /// Tells it from another that was made in its place.
     inode: ino_t,
@@ -66,6 +68,23 @@ impl Implied {
         fchmod(&dir, Mode::from_bits_truncate(found.st_mode & 0o7777))?;
         let time = TimeSpec::new(found.st_mtime, found.st_mtime_nsec);
         Ok(futimens(&dir, &time, &time)?)
+    }
+}
+
+/// A path, whose bytes need not be UTF-8.
+mod bytes {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+    use std::path::{Path, PathBuf};
+
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(path.as_os_str().as_bytes())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
+        Ok(OsString::from_vec(Vec::deserialize(from)?).into())
     }
 }
 

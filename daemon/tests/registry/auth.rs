@@ -191,6 +191,38 @@ async fn an_identity_token_of_the_docker_configuration_is_exchanged() {
 }
 
 #[tokio::test]
+async fn credentials_that_change_are_read_anew_once_the_old_ones_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.json");
+    for auth in [
+        |password: &str| Auth::Basic {
+            user: String::from("u"),
+            password: password.to_owned(),
+        },
+        |password: &str| token(Some(("u", password))),
+    ] {
+        let registry = with_manifest(auth("old")).await;
+        let write = |password: &str| {
+            let user = format!(r#"{{"username":"u","password":"{password}"}}"#);
+            let config = format!(r#"{{"auths":{{"{}":{user}}}}}"#, registry.host());
+            std::fs::write(&path, config).unwrap();
+        };
+        write("old");
+        let client = client(RegistryConfig {
+            credentials: vec![Arc::new(DockerConfig::at(path.clone()))],
+            ..quick()
+        });
+        let reference = image(&registry, "a/b:v1");
+        client.resolve(&reference).await.unwrap();
+        registry.set_auth(auth("new"));
+        registry.revoke_tokens();
+        assert!(client.resolve(&reference).await.is_err());
+        write("new");
+        client.resolve(&reference).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_credential_helper_is_asked_by_its_protocol() {
     let registry = with_manifest(basic()).await;
     let dir = tempfile::tempdir().unwrap();

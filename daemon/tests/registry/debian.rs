@@ -12,7 +12,7 @@ use daemon::registry::{
 use serde_json::json;
 use ztoc::Digest;
 
-use super::{client, pattern};
+use super::{client, pattern, quick};
 
 struct Debian {
     process: Child,
@@ -293,6 +293,17 @@ async fn tls_with_an_own_authority_is_trusted_only_when_told() {
     told.resolve(&image).await.unwrap();
     told.push_blob(&image, pattern(77).into()).await.unwrap();
 
+    // And in Docker's way, by certificates alone.
+    std::fs::remove_file(hosts.join("hosts.toml")).unwrap();
+    let by_certificates = || {
+        client(RegistryConfig {
+            hosts_dirs: vec![path("certs.d")],
+            ..RegistryConfig::default()
+        })
+    };
+    std::fs::copy(path("ca.pem"), hosts.join("ca.crt")).unwrap();
+    by_certificates().resolve(&image).await.unwrap();
+
     openssl(
         dir.path(),
         &[
@@ -373,3 +384,35 @@ async fn htpasswd_protects_and_admits() {
 
 /// bcrypt of "secret", made with crypt(3).
 const HASH: &str = "$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a";
+
+#[tokio::test]
+async fn a_client_certificate_beside_the_authority_is_shown_as_docker_does() {
+    let dir = tempfile::tempdir().unwrap();
+    certificates(dir.path());
+    let path = |name: &str| dir.path().join(name);
+    // The server wants its client to have a certificate of the same authority.
+    let http = format!(
+        "  tls:\n    certificate: {}\n    key: {}\n    clientcas: [{}]\n",
+        path("host.pem").display(),
+        path("host.key").display(),
+        path("ca.pem").display()
+    );
+    let debian = Debian::start(&http, "");
+    let hosts = path("certs.d").join(format!("127.0.0.1:{}", debian.port));
+    std::fs::create_dir_all(&hosts).unwrap();
+    std::fs::copy(path("ca.pem"), hosts.join("ca.crt")).unwrap();
+    let started = || {
+        client(RegistryConfig {
+            hosts_dirs: vec![path("certs.d")],
+            http: quick().http,
+            ..RegistryConfig::default()
+        })
+    };
+    let image = debian.image();
+    let without = started().push_blob(&image, pattern(10).into()).await;
+    assert!(without.is_err(), "no certificate was shown");
+    std::fs::copy(path("host.pem"), hosts.join("client.cert")).unwrap();
+    std::fs::copy(path("host.key"), hosts.join("client.key")).unwrap();
+    push(&started(), &image).await;
+    started().resolve(&image).await.unwrap();
+}

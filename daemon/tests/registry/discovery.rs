@@ -15,11 +15,12 @@ use super::{client, image, quick};
 
 const LAYER: &[u8] = b"a layer";
 const ZTOC: &[u8] = b"its zTOC";
-const BOTH: Modes = Modes { v1: true, v2: true };
-const V2: Modes = Modes {
-    v1: false,
+const BOTH: Modes = Modes {
+    v1: true,
     v2: true,
+    compact: true,
 };
+const V2: Modes = Modes { v1: false, ..BOTH };
 
 struct Scene {
     registry: ScriptedRegistry,
@@ -261,10 +262,7 @@ async fn a_v2_index_that_fails_falls_through_to_v1() {
 #[tokio::test]
 async fn a_named_index_is_used_though_all_modes_are_off() {
     let (scene, digest) = scene_v2().await;
-    let off = scene.discovery(Modes {
-        v1: false,
-        v2: false,
-    });
+    let off = scene.discovery(Modes { v2: false, ..V2 });
     assert!(matches!(
         off.find(&scene.query()).await,
         Err(DiscoveryError::Disabled)

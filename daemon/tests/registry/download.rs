@@ -4,9 +4,9 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use bytes::Bytes;
-use daemon::registry::{Mirror, Problem, Reference, Registry, Share};
+use daemon::registry::{Mirror, Problem, Reference, Registry, RegistryConfig, Share};
 use futures::{StreamExt as _, TryStreamExt as _};
-use integration::registry::{Fault, Match, ScriptedRegistry};
+use integration::registry::{Fault, Match, Recorded, ScriptedRegistry};
 use tokio::sync::Semaphore;
 use ztoc::Digest;
 
@@ -156,11 +156,13 @@ async fn a_blob_comes_in_ranges_and_in_order_whatever_happens_to_them() {
         let (client, image) = (client(quick()), image(&registry, "a"));
         let came = in_ranges(&client, &image, &blob, share(10_000, 3)).await;
         assert!(came.unwrap() == blob, "{fault:?}");
-        let ranges: BTreeSet<_> = registry
+        let mut ranges: BTreeSet<_> = registry
             .requests()
             .into_iter()
             .filter_map(|request| request.range)
             .collect();
+        // One byte tells whether there are any.
+        assert!(ranges.remove("bytes=0-0"));
         assert_eq!(ranges.len(), 11, "{ranges:?}");
     }
 }
@@ -175,6 +177,23 @@ async fn a_host_that_ignores_ranges_is_asked_for_the_rest_in_one_piece() {
     let came = in_ranges(&client, &image, &blob, share(1000, 3)).await;
     assert!(came.unwrap() == blob);
     assert!(registry.count("GET", "/blobs/") <= 5);
+}
+
+#[tokio::test]
+async fn a_cache_that_does_not_have_the_blob_yet_is_asked_once_and_for_ranges_when_it_has() {
+    let registry = ScriptedRegistry::start().await.unwrap();
+    let blob = pattern(100_001);
+    registry.put_blob("a", blob.clone());
+    registry.script(Match::path("/blobs/").once(), Fault::Whole);
+    let (client, image) = (client(quick()), image(&registry, "a"));
+    for (asked, range) in [(1, "bytes=0-0"), (13, "bytes=100000-100000")] {
+        let came = in_ranges(&client, &image, &blob, share(10_000, 3)).await;
+        assert!(came.unwrap() == blob);
+        let requests = registry.requests();
+        assert_eq!(requests.len(), asked);
+        let has = |request: &Recorded| request.range.as_deref() == Some(range);
+        assert!(requests.iter().any(has), "{requests:?}");
+    }
 }
 
 #[tokio::test]
@@ -198,7 +217,8 @@ async fn no_more_is_asked_for_than_there_are_permits_until_what_came_is_given_ba
             registry.count("GET", "/blobs/"),
             permits.available_permits()
         ),
-        (3, 0)
+        (4, 0),
+        "three ranges, after one byte"
     );
     held.remove(0);
     assert_eq!(
@@ -232,7 +252,7 @@ async fn each_range_fails_over_to_the_next_host() {
         registry.put_blob("a", blob.clone());
     }
     // The mirror has the beginning only, as a cache that is being filled.
-    mirror.script(Match::path("/blobs/").turns(4..100), Fault::status(404));
+    mirror.script(Match::path("/blobs/").turns(5..100), Fault::status(404));
     let mut config = quick();
     let listed = Mirror {
         host: format!("http://{}", mirror.host()),
@@ -244,4 +264,58 @@ async fn each_range_fails_over_to_the_next_host() {
     let came = in_ranges(&client, &image(&origin, "a"), &blob, share(10_000, 2)).await;
     assert!(came.unwrap() == blob);
     assert_eq!(origin.count("GET", "/blobs/"), 6);
+}
+
+/// Only a second request can bring a range that stalls.
+fn patient() -> RegistryConfig {
+    let mut config = quick();
+    config.http.stall_timeout = Duration::from_secs(3600);
+    config.http.request_timeout = Duration::from_secs(3600);
+    config.http.straggler = Duration::from_millis(50);
+    config
+}
+
+#[tokio::test]
+async fn a_range_that_takes_far_longer_than_the_line_explains_is_asked_for_again() {
+    let registry = ScriptedRegistry::start().await.unwrap();
+    let blob = pattern(1_000_001);
+    registry.put_blob("a", blob.clone());
+    let fourth = Match::path("/blobs/").turns(3..4);
+    registry.script(fourth, Fault::StallBody(1000));
+    let (client, image) = (client(patient()), image(&registry, "a"));
+    let came = in_ranges(&client, &image, &blob, share(100_000, 3)).await;
+    assert!(came.unwrap() == blob);
+    let requests = registry.requests();
+    let same = |request: &&Recorded| request.range == requests[3].range;
+    assert_eq!(requests.iter().filter(same).count(), 2);
+}
+
+#[tokio::test]
+async fn a_straggler_is_asked_of_the_next_host() {
+    let (mirror, origin) = (
+        ScriptedRegistry::start().await.unwrap(),
+        ScriptedRegistry::start().await.unwrap(),
+    );
+    let blob = pattern(1_000_001);
+    for registry in [&mirror, &origin] {
+        registry.put_blob("a", blob.clone());
+    }
+    let fourth = Match::path("/blobs/").turns(3..4);
+    mirror.script(fourth, Fault::StallBody(1000));
+    let mut config = patient();
+    let listed = Mirror {
+        host: format!("http://{}", mirror.host()),
+        insecure: true,
+        request_timeout: Some(Duration::from_secs(3600)),
+    };
+    config.mirrors.insert(origin.host(), vec![listed]);
+    let client = client(config);
+    let came = in_ranges(&client, &image(&origin, "a"), &blob, share(100_000, 3)).await;
+    assert!(came.unwrap() == blob);
+    let asked: Vec<_> = origin
+        .requests()
+        .into_iter()
+        .map(|request| request.range)
+        .collect();
+    assert!(asked.contains(&mirror.requests()[3].range), "{asked:?}");
 }

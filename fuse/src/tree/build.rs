@@ -1,9 +1,8 @@
 //! Applies a layer's members one after another, as containerd's unpacker does.
 
-use std::collections::BTreeMap;
-
 use ztoc::{Entry, EntryKind, Toc};
 
+use super::children::Children;
 use super::finish;
 use super::left_out::{LeftOut, Reason};
 use super::name::{self, Base, PATH_MAX};
@@ -35,7 +34,7 @@ pub(super) struct Draft<'t> {
 }
 
 pub(super) enum DraftBody<'t> {
-    Directory(DraftDirectory<'t>),
+    Directory(Box<DraftDirectory<'t>>),
     /// A regular file, symlink, device or pipe with an entry of its own.
     File(&'t Entry),
     Whiteout,
@@ -49,7 +48,7 @@ pub(super) enum DraftBody<'t> {
 
 pub(super) struct DraftDirectory<'t> {
     pub(super) parent: DraftIndex,
-    pub(super) children: BTreeMap<&'t [u8], DraftIndex>,
+    pub(super) children: Children<'t>,
     pub(super) opaque: bool,
     pub(super) implied: bool,
 }
@@ -61,6 +60,9 @@ pub(super) struct Builder<'t> {
     implied_left: usize,
     /// Steps that symlinks on the way to names may cost in all.
     link_steps_left: u64,
+    /// The directory of the last member, as its name has it. It leads there as long as no name on the way
+    /// stands for something else.
+    last_parent: Option<(&'t [u8], DraftIndex)>,
 }
 
 /// Builds the tree of `entries`; `toc`, of which they are, tells where their headers lie.
@@ -82,18 +84,34 @@ impl<'t> Builder<'t> {
             xattrs: Vec::new(),
             body: DraftBody::Whiteout,
         };
+        let mut drafts = Vec::with_capacity(entries.saturating_add(2));
+        drafts.extend([Draft::implied_directory(ROOT), whiteout]);
         Self {
-            drafts: vec![Draft::implied_directory(ROOT), whiteout],
+            drafts,
             left_out: LeftOut::default(),
             unresolved: Vec::new(),
             implied_left: entries
                 .saturating_mul(IMPLIED_PER_ENTRY)
                 .saturating_add(IMPLIED_AT_LEAST),
             link_steps_left: (entries as u64).saturating_mul(64).saturating_add(1 << 20),
+            last_parent: None,
         }
     }
 
     fn apply(&mut self, entry: &'t Entry) -> Result<(), Reason> {
+        if entry.name.len() <= PATH_MAX
+            && let Some((parent, base)) = name::split(&entry.name)
+        {
+            let parent = match self.last_parent {
+                Some((known, index)) if known == parent => index,
+                _ => {
+                    let index = self.walk(&name::components(parent), true)?;
+                    self.last_parent = Some((parent, index));
+                    index
+                }
+            };
+            return self.apply_base(parent, base, entry);
+        }
         let components = name::components(&entry.name);
         let Some((&base, parents)) = components.split_last() else {
             self.apply_root(entry);
@@ -103,6 +121,15 @@ impl<'t> Builder<'t> {
             return Err(Reason::Name);
         }
         let parent = self.walk(parents, true)?;
+        self.apply_base(parent, base, entry)
+    }
+
+    fn apply_base(
+        &mut self,
+        parent: DraftIndex,
+        base: &'t [u8],
+        entry: &'t Entry,
+    ) -> Result<(), Reason> {
         match Base::parse(base) {
             Base::Invalid => Err(Reason::Name),
             Base::Opaque => {
@@ -110,8 +137,9 @@ impl<'t> Builder<'t> {
                 Ok(())
             }
             Base::Whiteout(hidden) => {
-                let children = &mut self.directory_mut(parent).children;
-                children.entry(hidden).or_insert(WHITEOUT);
+                if self.directory(parent).children.get(hidden).is_none() {
+                    self.name(parent, hidden, WHITEOUT);
+                }
                 Ok(())
             }
             Base::Name(base) => self.put(parent, base, entry),
@@ -141,7 +169,7 @@ impl<'t> Builder<'t> {
         } else {
             self.push(Draft::file(entry))?
         };
-        self.directory_mut(parent).children.insert(base, inode);
+        self.name(parent, base, inode);
         Ok(())
     }
 
@@ -151,12 +179,12 @@ impl<'t> Builder<'t> {
         base: &'t [u8],
         entry: &'t Entry,
     ) -> Result<(), Reason> {
-        let existing = self.directory(parent).children.get(base).copied();
+        let existing = self.directory(parent).children.get(base);
         let index = match existing {
             Some(index) if self.is_directory(index) => index,
             _ => {
                 let index = self.push(Draft::implied_directory(parent))?;
-                self.directory_mut(parent).children.insert(base, index);
+                self.name(parent, base, index);
                 index
             }
         };
@@ -185,7 +213,7 @@ impl<'t> Builder<'t> {
                 link
             }
         };
-        self.directory_mut(parent).children.insert(base, inode);
+        self.name(parent, base, inode);
         Ok(())
     }
 
@@ -193,7 +221,7 @@ impl<'t> Builder<'t> {
     fn resolve(&mut self, path: &[&'t [u8]]) -> Option<DraftIndex> {
         let (&base, parents) = path.split_last()?;
         let parent = self.walk(parents, false).ok()?;
-        let inode = *self.directory(parent).children.get(base)?;
+        let inode = self.directory(parent).children.get(base)?;
         (inode != WHITEOUT && !self.is_directory(inode)).then_some(inode)
     }
 
@@ -212,7 +240,7 @@ impl<'t> Builder<'t> {
                 }
                 _ => {}
             }
-            let child = self.directory(at).children.get(component).copied();
+            let child = self.directory(at).children.get(component);
             at = match child.map(|child| (child, &self.drafts[child as usize].body)) {
                 Some((child, DraftBody::Directory(_))) => child,
                 Some((_, DraftBody::File(entry))) if entry.kind == EntryKind::SymLink => {
@@ -249,8 +277,20 @@ impl<'t> Builder<'t> {
         }
         self.implied_left = self.implied_left.checked_sub(1).ok_or(Reason::TooMany)?;
         let index = self.push(Draft::implied_directory(parent))?;
-        self.directory_mut(parent).children.insert(base, index);
+        self.name(parent, base, index);
         Ok(index)
+    }
+
+    /// Has `name` in `parent` stand for `child`.
+    fn name(&mut self, parent: DraftIndex, name: &'t [u8], child: DraftIndex) {
+        if self
+            .directory_mut(parent)
+            .children
+            .insert(name, child)
+            .is_some()
+        {
+            self.last_parent = None;
+        }
     }
 
     /// Finds the targets of hard links that came before them.
@@ -330,12 +370,12 @@ impl<'t> Draft<'t> {
         Self {
             metadata: Metadata::IMPLIED,
             xattrs: Vec::new(),
-            body: DraftBody::Directory(DraftDirectory {
+            body: DraftBody::Directory(Box::new(DraftDirectory {
                 parent,
-                children: BTreeMap::new(),
+                children: Children::default(),
                 opaque: false,
                 implied: true,
-            }),
+            })),
         }
     }
 

@@ -65,7 +65,7 @@ impl<'t> Layout<'_, 't> {
         };
         let first = self.dirents.len();
         let mut subdirectories = 0;
-        for (&name, &child) in &from.children {
+        for (name, child) in from.children.iter() {
             match self.enter(name, child, directory) {
                 Ok(Some(inode)) => subdirectories += u32::from(self.is_directory(inode)),
                 Ok(None) => {}

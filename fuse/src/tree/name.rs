@@ -43,6 +43,16 @@ impl<'a> Base<'a> {
     }
 }
 
+/// The directory part of a member name, as it is, and the last component; `None` if that is not plain, or
+/// alone: then the components must be looked at.
+pub(super) fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
+    let slashes = path.iter().rev().take_while(|byte| **byte == b'/').count();
+    let path = &path[..path.len() - slashes];
+    let slash = path.iter().rposition(|byte| *byte == b'/')?;
+    let (parent, base) = (&path[..slash], &path[slash + 1..]);
+    (!matches!(base, b"." | b"..")).then_some((parent, base))
+}
+
 /// Whether a file can have `name`.
 pub(crate) fn is_valid(name: &[u8]) -> bool {
     !matches!(name, b"" | b"." | b"..") && name.len() <= NAME_MAX && !name.contains(&0)
@@ -83,6 +93,27 @@ mod tests {
         assert_eq!(cleaned("../../etc/passwd"), "etc/passwd");
         assert_eq!(cleaned("a/../.."), "");
         assert_eq!(cleaned("./"), "");
+    }
+
+    #[test]
+    fn a_name_that_is_split_has_the_same_components() {
+        for path in [
+            "a/b",
+            "./a//b/./c/",
+            "/a/../b",
+            "/a",
+            "../x//",
+            "./y",
+            "a/b/c///",
+        ] {
+            let (parent, base) = split(path.as_bytes()).unwrap_or_default();
+            let mut parts = components(parent);
+            parts.push(base);
+            assert_eq!(parts, components(path.as_bytes()), "{path}");
+        }
+        for path in ["", "/", "./", "a", "a/.", "a/..", "a/../"] {
+            assert_eq!(split(path.as_bytes()), None, "{path}");
+        }
     }
 
     #[test]

@@ -119,6 +119,8 @@ impl<'s, R: Read> Gunzip<'s, R> {
     /// Takes a checkpoint where the cursor stands if it is time for one.
     fn boundary(&mut self, cursor: &Cursor) -> Result<(), Halt> {
         let position = self.output.position();
+        self.sinks
+            .boundary(self.input.base() * 8 + cursor.bit(), position)?;
         let due = match self.zinfo.checkpoints.last() {
             None => true,
             Some(last) => position - last.uncompressed.0 > self.span_size,

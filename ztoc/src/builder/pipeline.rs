@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, ScopedJoinHandle};
 
+use super::compact::{Tap, compact_spans};
 use super::compressed::{CompressedHasher, CompressedPiece};
 use super::gunzip::Gunzip;
 use super::input::Input;
@@ -49,6 +50,7 @@ impl From<std::io::Error> for Halt {
 pub(super) struct Sinks {
     plain: SyncSender<PlainPiece>,
     compressed: SyncSender<CompressedPiece>,
+    compact: Option<Tap>,
 }
 
 impl Sinks {
@@ -57,7 +59,18 @@ impl Sinks {
     }
 
     pub(super) fn compressed(&self, piece: CompressedPiece) -> Result<(), Halt> {
+        if let Some(tap) = &self.compact {
+            tap.compressed(&piece.bytes)?;
+        }
         self.compressed.send(piece).map_err(|_| Halt::Closed)
+    }
+
+    /// A block begins at this bit of the blob and this position of its content.
+    pub(super) fn boundary(&self, bit: u64, position: u64) -> Result<(), Halt> {
+        match &self.compact {
+            Some(tap) => tap.boundary(bit, position),
+            None => Ok(()),
+        }
     }
 }
 
@@ -65,6 +78,7 @@ pub(super) fn build(
     compression: Compression,
     layer: impl Read,
     options: &BuildOptions,
+    compact: Option<SpanSize>,
 ) -> Result<Built, BuildError> {
     let mut input = Input::new(layer);
     while input.bytes().len() < SNIFF_LEN && input.fill()? {}
@@ -72,10 +86,18 @@ pub(super) fn build(
     let gzip = compression == Compression::Gzip;
     let (plain, plain_pieces) = sync_channel(QUEUE_LEN);
     let (compressed, compressed_pieces) = sync_channel(QUEUE_LEN);
-    let sinks = Sinks { plain, compressed };
+    let (tap, events) = compact.map(|_| Tap::new(compression)).unzip();
+    let sinks = Sinks {
+        plain,
+        compressed,
+        compact: tap.clone(),
+    };
     thread::scope(|scope| {
+        let compacting = events
+            .zip(compact)
+            .map(|(events, size)| scope.spawn(move || compact_spans(&events, compression, size)));
         let hashing = scope.spawn(move || hash(&compressed_pieces, gzip));
-        let scanning = scope.spawn(move || scan(&plain_pieces, gzip));
+        let scanning = scope.spawn(move || scan(&plain_pieces, gzip, tap));
         let read = match compression {
             Compression::Gzip => Gunzip::new(input, &sinks, options.span_size).run(),
             Compression::Uncompressed => copy(input, &sinks, options.span_size),
@@ -83,6 +105,7 @@ pub(super) fn build(
         drop(sinks);
         let (blob, digests) = join(hashing);
         let scanned = join(scanning);
+        let compact = compacting.map(join);
         let (zinfo, size) = match read {
             Ok(read) => read,
             Err(Halt::Failed(error)) => return Err(error),
@@ -94,6 +117,7 @@ pub(super) fn build(
             ztoc,
             layer_digest: blob.unwrap_or(diff_id),
             diff_id,
+            compact,
         })
     })
 }
@@ -125,10 +149,17 @@ fn hash(pieces: &Receiver<CompressedPiece>, gzip: bool) -> (Option<Digest>, Vec<
     hasher.finish()
 }
 
-fn scan(pieces: &Receiver<PlainPiece>, gzip: bool) -> Result<(Digest, Scanned), BuildError> {
+fn scan(
+    pieces: &Receiver<PlainPiece>,
+    gzip: bool,
+    tap: Option<Tap>,
+) -> Result<(Digest, Scanned), BuildError> {
     let mut reader = PlainReader::new(gzip);
     for piece in pieces {
         reader.take(&piece)?;
+        if let Some(tap) = &tap {
+            tap.plain(piece, reader.archived());
+        }
     }
     reader.finish()
 }

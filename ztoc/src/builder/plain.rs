@@ -10,7 +10,7 @@ use crate::gzip::Trailer;
 use crate::tar::{Scanned, Scanner};
 
 /// A piece of the uncompressed stream and the gzip members that end within it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct PlainPiece {
     pub(super) buffer: Arc<Vec<u8>>,
     /// Where the piece lies in the buffer.
@@ -74,6 +74,11 @@ impl PlainReader {
             crc.update(bytes);
         }
         self.position += bytes.len() as u64;
+    }
+
+    /// How many of the bytes taken so far belong to the archive.
+    pub(super) fn archived(&self) -> u64 {
+        self.scanner.position()
     }
 
     /// The diff ID and what the tar holds.

@@ -9,6 +9,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::WINDOW_LEN;
+use crate::compact::GroupedWindows;
 use crate::error::WindowError;
 
 /// The bytes of a zTOC, kept somewhere else than in memory.
@@ -34,6 +35,8 @@ enum Rest {
     /// One behind the other.
     Held(Vec<u8>),
     Left(Left),
+    /// Those of a compact zTOC.
+    Grouped(GroupedWindows),
 }
 
 /// Windows that are read when they are needed.
@@ -67,11 +70,26 @@ impl Windows {
         Self { implied, rest }
     }
 
+    /// Those of a compact zTOC; none can be added.
+    pub(super) fn grouped(windows: GroupedWindows) -> Self {
+        let rest = Rest::Grouped(windows);
+        Self { implied: 0, rest }
+    }
+
+    /// The groups that the windows are in, if they are those of a compact zTOC.
+    pub(super) fn groups(&self) -> Option<&GroupedWindows> {
+        match &self.rest {
+            Rest::Grouped(windows) => Some(windows),
+            Rest::Held(_) | Rest::Left(_) => None,
+        }
+    }
+
     /// Makes room for exactly `count` more.
     pub(super) fn reserve(&mut self, count: usize) {
         match &mut self.rest {
             Rest::Held(bytes) => bytes.reserve_exact(count * WINDOW_LEN),
             Rest::Left(left) => left.checksums.reserve_exact(count),
+            Rest::Grouped(_) => {}
         }
     }
 
@@ -80,6 +98,7 @@ impl Windows {
         match &mut self.rest {
             Rest::Held(bytes) => bytes.extend_from_slice(window),
             Rest::Left(left) => left.checksums.push(crc32fast::hash(window)),
+            Rest::Grouped(_) => unreachable!("a compact zTOC has all its windows"),
         }
     }
 
@@ -95,6 +114,7 @@ impl Windows {
                 Ok(())
             }
             Rest::Left(left) => left.read(index, into),
+            Rest::Grouped(windows) => windows.write(index, into),
         }
     }
 
@@ -103,6 +123,7 @@ impl Windows {
         match &self.rest {
             Rest::Held(bytes) => bytes.capacity(),
             Rest::Left(left) => left.checksums.capacity() * size_of::<u32>(),
+            Rest::Grouped(windows) => windows.memory(),
         }
     }
 }
@@ -128,6 +149,7 @@ impl PartialEq for Windows {
                 Arc::ptr_eq(&one.ztoc, &other.ztoc)
                     && (one.first, &one.checksums) == (other.first, &other.checksums)
             }
+            (Rest::Grouped(one), Rest::Grouped(other)) => one == other,
             _ => false,
         };
         same && self.implied == other.implied

@@ -103,6 +103,12 @@ pub enum IndexError {
         #[source]
         source: ParseDigestError,
     },
+    /// An entry of a compact index does not say how its blob begins.
+    #[error("compact index entry {blob} does not name its head")]
+    NoHead {
+        /// Digest of the entry.
+        blob: Digest,
+    },
     /// Nothing to index.
     #[error("empty index: no layer of the image has a zTOC")]
     Empty,
@@ -235,7 +241,7 @@ impl SociIndex {
 }
 
 impl ZtocDescriptor {
-    fn descriptor(&self) -> Descriptor {
+    pub(super) fn descriptor(&self) -> Descriptor {
         let mut descriptor = Descriptor::new(ZTOC, self.digest, self.size);
         let mut annotate = |key: &str, value: String| {
             descriptor.annotations.insert(key.to_owned(), value);
@@ -251,7 +257,7 @@ impl ZtocDescriptor {
         descriptor
     }
 
-    fn parse(entry: &Descriptor) -> Result<Self, IndexError> {
+    pub(super) fn parse(entry: &Descriptor) -> Result<Self, IndexError> {
         let text = |key| entry.annotation(key).unwrap_or_default();
         Ok(Self {
             digest: entry.digest,
@@ -268,7 +274,7 @@ impl ZtocDescriptor {
 }
 
 impl PrefetchDescriptor {
-    fn descriptor(&self) -> Descriptor {
+    pub(super) fn descriptor(&self) -> Descriptor {
         let mut descriptor = Descriptor::new(PREFETCH, self.digest, self.size);
         descriptor.annotations.insert(
             annotation::LAYER_DIGEST.to_owned(),
@@ -277,7 +283,7 @@ impl PrefetchDescriptor {
         descriptor
     }
 
-    fn parse(entry: &Descriptor) -> Result<Self, IndexError> {
+    pub(super) fn parse(entry: &Descriptor) -> Result<Self, IndexError> {
         Ok(Self {
             digest: entry.digest,
             size: entry.size,

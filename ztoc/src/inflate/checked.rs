@@ -1,6 +1,6 @@
 //! The fast loop on checked slices, for builds without unsafe code.
 
-use super::fast::{self, Leave, Limits, Memory, Place};
+use super::fast::{self, Leave, Limits, Memory, Place, Plain};
 use super::tables::BlockTables;
 
 /// Decodes as [`fast::decode`].
@@ -11,7 +11,7 @@ pub(super) fn decode(
     limits: Limits,
     place: &mut Place,
 ) -> Leave {
-    fast::decode::<false>(&mut Checked { input, out, tables }, limits, place)
+    fast::decode::<Plain>(&mut Checked { input, out, tables }, limits, place)
 }
 
 /// Input, output and tables behind bounds checks.

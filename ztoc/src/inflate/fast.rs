@@ -1,7 +1,8 @@
 //! The loop that decodes nearly everything: several tokens per check of the bounds.
 //!
-//! It runs while input and output have some slack, so that words can be read and written
-//! where bytes are meant, and leaves the rest, at a token, to [`super::careful`].
+//! It runs while the input has some slack, so that words can be read where bytes are meant,
+//! and leaves the rest, at a token, to [`super::careful`]. Near the end of the output it
+//! looks at each match before it writes one in words.
 // Parts of table entries and masked indices are shortened, which loses nothing.
 #![allow(clippy::cast_possible_truncation)]
 
@@ -11,9 +12,11 @@ use crate::error::InflateError;
 /// Input that must lie behind a turn's first byte: three refills of seven bytes and the
 /// eight that the last one looks at.
 const INPUT_SLACK: usize = 32;
-/// Output that must have room at a turn's start: three literals, a match of 258, and
-/// what the last words write too much.
-const OUTPUT_SLACK: usize = 3 + 258 + WORDS * 8;
+/// Literals that a turn writes at most.
+const LITERALS: usize = 3;
+/// Output that must have room at a turn's start for all that it can write: literals, a match
+/// of 258, and what the last words write too much.
+const OUTPUT_SLACK: usize = LITERALS + 258 + WORDS * 8;
 /// Words that are copied at once: nearly all matches are no longer.
 const WORDS: usize = 5;
 /// Longest code with extra bits after the first distance table, and the next look-up.
@@ -60,19 +63,53 @@ pub(super) trait Memory {
     }
 }
 
+/// How bits are cut out of the bit buffer, which is quickest in a different way on each
+/// processor. Starts are below 64.
+pub(super) trait Cut {
+    /// Whether an entry's control word is the quickest way to the next index.
+    const BY_CONTROL: bool = false;
+
+    /// The bits of `value` from bit `control % 256` on, `control / 256 % 256` of them.
+    fn field(value: u64, control: u64) -> u64 {
+        Self::low(value >> (control & 63), control >> 8)
+    }
+
+    /// The lowest `count % 256` bits, which are less than 64.
+    fn low(value: u64, count: u64) -> u64;
+}
+
+/// Shifts and masks.
+pub(super) struct Plain;
+
+impl Cut for Plain {
+    #[inline(always)]
+    fn low(value: u64, count: u64) -> u64 {
+        value & ((1 << (count & 63)) - 1)
+    }
+}
+
 /// Up to where turns may start.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     input: usize,
     output: usize,
+    /// Length of the output.
+    end: usize,
 }
 
 impl Limits {
-    /// Limits of an input and an output of these lengths; `None` if there is no slack.
-    pub(super) fn new(input: usize, output: usize) -> Option<Self> {
+    /// Limits of an input of this length and an output that ends at `end`, for turns that look
+    /// how long a match is; `None` if there is no slack.
+    pub(super) fn new(input: usize, end: usize) -> Option<Self> {
         let input = input.checked_sub(INPUT_SLACK)?;
-        let output = output.checked_sub(OUTPUT_SLACK)?;
-        Some(Self { input, output })
+        let output = end.checked_sub(LITERALS)?;
+        Some(Self { input, output, end })
+    }
+
+    /// The limits of turns that do not look.
+    fn far_from_end(self) -> Option<Self> {
+        let output = self.end.checked_sub(OUTPUT_SLACK)?;
+        Some(Self { output, ..self })
     }
 
     /// Whether a turn may start at `next` and `pos`.
@@ -82,8 +119,8 @@ impl Limits {
     }
 }
 
-/// The bit buffer. `BEXTR` says that the instruction is there, with all of BMI1 and 2.
-struct Reader<const BEXTR: bool> {
+/// The bit buffer.
+struct Reader {
     buffer: u64,
     /// Valid bits of `buffer`, in the lowest eight bits. Some more may be valid, they
     /// are then those that the next refill brings again.
@@ -92,7 +129,7 @@ struct Reader<const BEXTR: bool> {
     next: usize,
 }
 
-impl<const BEXTR: bool> Reader<BEXTR> {
+impl Reader {
     fn new(memory: &impl Memory, bit: u64, first: usize) -> Self {
         let phase = bit % 8;
         Self {
@@ -121,44 +158,47 @@ impl<const BEXTR: bool> Reader<BEXTR> {
         (self.left as u8) < count
     }
 
-    /// Drops what an entry says and returns the index of the next look-up, in a table of
-    /// `width` index bits as the entry says, too.
+    /// Drops what an entry says. The lowest bits of what is returned are the index of the next
+    /// look-up, see [`narrow`].
     #[inline(always)]
-    fn advance(&mut self, control: u64, width: u32) -> usize {
+    fn advance<C: Cut>(&mut self, control: u64) -> u64 {
         let before = self.buffer;
         self.buffer = before >> (control & 63);
         self.left = self.left.wrapping_sub(control);
-        #[cfg(all(target_arch = "x86_64", feature = "fast"))]
-        if BEXTR {
-            return super::raw::bextr(before, control) as usize;
+        if C::BY_CONTROL {
+            C::field(before, control)
+        } else {
+            self.buffer
         }
-        (self.buffer & ((1 << width) - 1)) as usize
     }
 }
 
-/// The extra bits of a length: its entry says of how many bits the code takes how many.
+/// An index as narrow as its table, which a control word has already made it.
 #[inline(always)]
-fn length_extra<const BEXTR: bool>(buffer: u64, entry: u32) -> usize {
-    #[cfg(all(target_arch = "x86_64", feature = "fast"))]
-    if BEXTR {
-        return (super::raw::bzhi(buffer, entry) >> (entry >> 24 & 63)) as usize;
+fn narrow<C: Cut>(ahead: u64, width: u32) -> usize {
+    if C::BY_CONTROL {
+        ahead as usize
+    } else {
+        // A mask where `width` is known to the compiler.
+        (ahead & ((1 << (width & 63)) - 1)) as usize
     }
-    ((buffer & ((1 << (entry & 63)) - 1)) >> (entry >> 24 & 63)) as usize
-}
-
-/// The extra bits of a distance, as its entry says.
-#[inline(always)]
-fn distance_extra<const BEXTR: bool>(buffer: u64, entry: u64) -> usize {
-    #[cfg(all(target_arch = "x86_64", feature = "fast"))]
-    if BEXTR {
-        return super::raw::bextr(buffer, entry >> 16) as usize;
-    }
-    ((buffer & ((1 << (entry & 63)) - 1)) >> (entry >> 16 & 63)) as usize
 }
 
 /// Decodes tokens from `place` on until a limit, the end of the block or an error.
 #[inline(always)]
-pub(super) fn decode<const BEXTR: bool>(
+pub(super) fn decode<C: Cut>(memory: &mut impl Memory, limits: Limits, place: &mut Place) -> Leave {
+    if let Some(limits) = limits.far_from_end() {
+        match turns::<C, false>(memory, limits, place) {
+            Leave::Slack => {}
+            leave => return leave,
+        }
+    }
+    turns::<C, true>(memory, limits, place)
+}
+
+/// Decodes as [`decode`]; `NEAR` the end of the output it looks whether matches have room.
+#[inline(always)]
+fn turns<C: Cut, const NEAR: bool>(
     memory: &mut impl Memory,
     limits: Limits,
     place: &mut Place,
@@ -169,7 +209,7 @@ pub(super) fn decode<const BEXTR: bool>(
     else {
         return Leave::Slack;
     };
-    let mut reader = Reader::<BEXTR>::new(memory, place.bit, first);
+    let mut reader = Reader::new(memory, place.bit, first);
     let mut pos = place.pos;
     let mut entry = memory.litlen((reader.buffer & ((1 << LITLEN_BITS) - 1)) as usize);
     let leave = loop {
@@ -177,11 +217,12 @@ pub(super) fn decode<const BEXTR: bool>(
             break Leave::Slack;
         }
         reader.refill(memory);
-        let mut step = Step::take(memory, &mut reader, entry);
+        let mut link_bits = 0;
+        let mut step = Step::take::<C>(memory, &mut reader, entry);
         if step.put_literal(memory, &mut pos) {
-            step = Step::take(memory, &mut reader, step.next);
+            step = Step::take::<C>(memory, &mut reader, step.next);
             if step.put_literal(memory, &mut pos) {
-                step = Step::take(memory, &mut reader, step.next);
+                step = Step::take::<C>(memory, &mut reader, step.next);
                 if step.put_literal(memory, &mut pos) {
                     entry = step.next;
                     continue;
@@ -190,10 +231,11 @@ pub(super) fn decode<const BEXTR: bool>(
         }
         if step.entry & litlen::SPECIAL != 0 {
             if step.entry & litlen::LINK != 0 {
+                link_bits = LITLEN_BITS;
                 let start = (step.entry >> 16 & 0xfff) as usize;
                 let width = step.entry >> 8 & 0xff;
-                let subentry = memory.litlen(start + narrow::<BEXTR>(step.index, width));
-                step = Step::take(memory, &mut reader, subentry);
+                let subentry = memory.litlen(start + narrow::<C>(step.ahead, width));
+                step = Step::take::<C>(memory, &mut reader, subentry);
                 if step.put_literal(memory, &mut pos) {
                     entry = step.next;
                     continue;
@@ -204,18 +246,27 @@ pub(super) fn decode<const BEXTR: bool>(
             }
         }
         // A length. The literals and it have taken 42 bits of 56 at most.
-        let length = step.length::<BEXTR>();
-        let Some(far) = distance_entry(memory, &mut reader, step.index) else {
+        let length = step.length::<C>();
+        if NEAR && length > limits.end - pos {
+            // It is cut, which the careful decoder knows how to do: back to its first bit.
+            reader.left += u64::from(link_bits + (step.entry & 0xff));
+            break Leave::Slack;
+        }
+        let Some(far) = distance_entry::<C>(memory, &mut reader, step.ahead) else {
             break Leave::Corrupt(InflateError::DistanceSymbol);
         };
         let before = reader.buffer;
-        let index = reader.advance(far, LITLEN_BITS);
-        entry = memory.litlen(index);
-        let distance = (far >> 32) as usize + distance_extra::<BEXTR>(before, far);
+        let ahead = reader.advance::<C>(far);
+        entry = memory.hold(memory.litlen(narrow::<C>(ahead, LITLEN_BITS)));
+        let distance = (far >> 32) as usize + distance_extra::<C>(before, far);
         if distance > pos {
             break Leave::Corrupt(too_far(distance, pos));
         }
-        copy(memory, pos, distance, length);
+        if NEAR && limits.end - pos < length + WORDS * 8 {
+            copy_exactly(memory, pos, distance, length);
+        } else {
+            copy(memory, pos, distance, length);
+        }
         pos += length;
     };
     *place = Place {
@@ -230,8 +281,9 @@ struct Step {
     entry: u32,
     /// The bit buffer before.
     before: u64,
-    /// Index of the next look-up, be it in the lit/len or in the distance table.
-    index: usize,
+    /// In its lowest bits the index of the next look-up, be it in the lit/len or in the
+    /// distance table.
+    ahead: u64,
     /// What comes next if this is a literal. It is looked up before that is known: a
     /// third of all guesses at what comes next is wrong, and then this is there already.
     next: u32,
@@ -239,19 +291,14 @@ struct Step {
 
 impl Step {
     #[inline(always)]
-    fn take<const BEXTR: bool>(
-        memory: &impl Memory,
-        reader: &mut Reader<BEXTR>,
-        entry: u32,
-    ) -> Self {
+    fn take<C: Cut>(memory: &impl Memory, reader: &mut Reader, entry: u32) -> Self {
         let before = reader.buffer;
-        // Without `BEXTR` it may be too wide for other tables than this.
-        let index = reader.advance(entry.into(), LITLEN_BITS);
-        let next = memory.hold(memory.litlen(index));
+        let ahead = reader.advance::<C>(entry.into());
+        let next = memory.hold(memory.litlen(narrow::<C>(ahead, LITLEN_BITS)));
         Self {
             entry,
             before,
-            index,
+            ahead,
             next,
         }
     }
@@ -267,32 +314,31 @@ impl Step {
         is_literal
     }
 
-    /// Length of the match, if this is one.
+    /// Length of the match, if this is one: the entry says of how many bits the code takes
+    /// how many, the others are extra bits.
     #[inline(always)]
-    fn length<const BEXTR: bool>(&self) -> usize {
-        3 + (self.entry >> 16 & 0xff) as usize + length_extra::<BEXTR>(self.before, self.entry)
+    fn length<C: Cut>(&self) -> usize {
+        let code_and_extra = C::low(self.before, self.entry.into());
+        let extra = code_and_extra >> (self.entry >> 24 & 63);
+        3 + (self.entry >> 16 & 0xff) as usize + extra as usize
     }
 }
 
-/// An index as narrow as its table, which `BEXTR` has already made it.
+/// The extra bits of a distance, as its entry says.
 #[inline(always)]
-fn narrow<const BEXTR: bool>(index: usize, width: u32) -> usize {
-    if BEXTR {
-        index
+fn distance_extra<C: Cut>(buffer: u64, entry: u64) -> usize {
+    if C::BY_CONTROL {
+        C::field(buffer, entry >> 16) as usize
     } else {
-        index & ((1 << width) - 1)
+        (C::low(buffer, entry) >> (entry >> 16 & 63)) as usize
     }
 }
 
 /// Looks a distance up and leaves bits for it and the look-up after it; `None` if there
 /// is no such code.
 #[inline(always)]
-fn distance_entry<const BEXTR: bool>(
-    memory: &impl Memory,
-    reader: &mut Reader<BEXTR>,
-    index: usize,
-) -> Option<u64> {
-    let mut entry = memory.distance(narrow::<BEXTR>(index, DISTANCE_BITS));
+fn distance_entry<C: Cut>(memory: &impl Memory, reader: &mut Reader, ahead: u64) -> Option<u64> {
+    let mut entry = memory.distance(narrow::<C>(ahead, DISTANCE_BITS));
     if reader.is_below(DISTANCE_TOTAL) {
         reader.refill(memory);
     }
@@ -301,7 +347,8 @@ fn distance_entry<const BEXTR: bool>(
             return None;
         }
         reader.refill(memory);
-        let index = reader.advance(entry, (entry >> 8 & 0xff) as u32);
+        let ahead = reader.advance::<C>(entry);
+        let index = narrow::<C>(ahead, (entry >> 8 & 0xff) as u32);
         entry = memory.distance((entry >> 32 & 0xffff) as usize + index);
         if entry & distance::SPECIAL != 0 {
             return None;
@@ -310,19 +357,29 @@ fn distance_entry<const BEXTR: bool>(
     Some(entry)
 }
 
+/// Writes a match and not a byte behind its end.
+#[cold]
+fn copy_exactly(memory: &mut impl Memory, pos: usize, distance: usize, length: usize) {
+    for at in pos..pos + length {
+        memory.put(at, memory.byte(at - distance));
+    }
+}
+
 /// Writes a match, and some of [`WORDS`] behind its end.
 #[inline(always)]
 fn copy(memory: &mut impl Memory, pos: usize, distance: usize, length: usize) {
     let end = pos + length;
     let (mut to, mut from) = (pos, pos - distance);
     if distance >= 8 {
-        loop {
-            for _ in 0..WORDS {
+        for word in 0..WORDS {
+            memory.put_word(to + word * 8, memory.word(from + word * 8));
+        }
+        // Apart from the loop it needs fewer registers.
+        if length > WORDS * 8 {
+            (to, from) = (to + WORDS * 8, from + WORDS * 8);
+            while to < end {
                 memory.put_word(to, memory.word(from));
                 (to, from) = (to + 8, from + 8);
-            }
-            if to >= end {
-                break;
             }
         }
     } else if distance == 1 {

@@ -53,9 +53,9 @@ pub(super) fn dynamic(bits: &mut Bits<'_>, tables: &mut BlockTables) -> Read<()>
         return Err(InflateError::CodeCounts { litlen, distance }.into());
     }
     let code = CodeLengthCode::read(bits, code_lengths)?;
-    let mut lengths = [0; LITLEN_CODES + DISTANCE_CODES];
-    let lengths = &mut lengths[..litlen + distance];
-    code.read_lengths(bits, lengths)?;
+    let mut lengths = [0; MOST_LENGTHS + OVERRUN];
+    code.read_lengths(bits, &mut lengths, litlen + distance)?;
+    let lengths = &lengths[..litlen + distance];
     let (litlen, distance) = lengths.split_at(litlen);
     if litlen[256] == 0 {
         return Err(InflateError::NoEndOfBlock.into());
@@ -68,100 +68,127 @@ pub(super) fn dynamic(bits: &mut Bits<'_>, tables: &mut BlockTables) -> Read<()>
     })
 }
 
+/// Code lengths in a header, at most.
+const MOST_LENGTHS: usize = LITLEN_CODES + DISTANCE_CODES;
+/// Lengths that are written behind the last one: the longest repeat, less one, and the whole
+/// of [`RUN`].
+const OVERRUN: usize = 137 + RUN;
+/// Lengths that are written at once.
+const RUN: usize = 16;
+/// Instead of a length: the one before.
+const BEFORE: u8 = 16;
+
 /// The code in which a dynamic header gives its code lengths.
 struct CodeLengthCode {
-    /// By the next seven bits: bits 0-2 the code's length, bits 3-7 its symbol.
-    entries: [u8; 1 << CODE_LENGTH_BITS],
+    /// By the next seven bits.
+    entries: [Repeat; 1 << CODE_LENGTH_BITS],
+}
+
+/// What a symbol of the code length code says: so many times this length.
+#[derive(Debug, Clone, Copy, Default)]
+struct Repeat {
+    /// Bits of the code and of what follows it, which is added to `count`.
+    bits: u8,
+    /// Bits of the code alone.
+    code: u8,
+    /// A length or [`BEFORE`].
+    length: u8,
+    count: u8,
+}
+
+impl Repeat {
+    /// Of a symbol whose code has `code` bits.
+    fn new(symbol: u8, code: u8) -> Self {
+        let (extra, length, count) = match symbol {
+            16 => (2, BEFORE, 3),
+            17 => (3, 0, 3),
+            18 => (7, 0, 11),
+            length => (0, length, 1),
+        };
+        Self {
+            bits: code + extra,
+            code,
+            length,
+            count,
+        }
+    }
 }
 
 impl CodeLengthCode {
     /// Reads the first `count` lengths of this code, in [`ORDER`].
     fn read(bits: &mut Bits<'_>, count: usize) -> Read<Self> {
+        // One look is good for all: 57 bits.
+        let mut word = bits.peek();
         let mut lengths = [0; ORDER.len()];
         for &symbol in &ORDER[..count] {
-            lengths[usize::from(symbol)] = bits.take(3)?.to_le_bytes()[0];
+            lengths[usize::from(symbol)] = word.to_le_bytes()[0] & 7;
+            word >>= 3;
         }
-        if tables::survey(&lengths).1 != Space::Full {
+        bits.skip(3 * u32::try_from(count).expect("at most 19"))?;
+        let (counts, space) = tables::survey(&lengths);
+        if space != Space::Full {
             return Err(InflateError::CodeLengthCode.into());
         }
-        Ok(Self::new(&lengths))
+        Ok(Self::new(&lengths, &counts))
     }
 
     /// Fills the table of a complete code.
-    fn new(lengths: &[u8; ORDER.len()]) -> Self {
-        let mut entries = [0; 1 << CODE_LENGTH_BITS];
-        let mut code = 0_u8;
-        for length in 1..=CODE_LENGTH_BITS.to_le_bytes()[0] {
-            let unused = CODE_LENGTH_BITS - u32::from(length);
-            for (symbol, _) in (0_u8..).zip(lengths).filter(|&(_, &own)| own == length) {
-                // `code` counts with its first bit highest; the stream has it lowest.
-                let reversed = (code << unused).reverse_bits() >> 1;
-                let steps = entries[usize::from(reversed)..]
-                    .iter_mut()
-                    .step_by(1 << length);
-                steps.for_each(|entry| *entry = symbol << 3 | length);
-                code += 1;
-            }
-            code <<= 1;
+    fn new(lengths: &[u8; ORDER.len()], counts: &tables::Counts) -> Self {
+        let mut entries = [Repeat::default(); 1 << CODE_LENGTH_BITS];
+        let mut next = [0; CODE_LENGTH_BITS as usize + 1];
+        for length in 1..CODE_LENGTH_BITS as usize {
+            next[length + 1] = (next[length] + counts[length]) << 1;
+        }
+        for (symbol, &length) in (0..).zip(lengths).filter(|&(_, &length)| length > 0) {
+            let code = &mut next[usize::from(length)];
+            let first = tables::reversed(*code, length.into());
+            *code += 1;
+            let entries = entries[first..].iter_mut().step_by(1 << length);
+            entries.for_each(|entry| *entry = Repeat::new(symbol, length));
         }
         Self { entries }
     }
 
-    /// Reads code lengths until `lengths` is full.
-    fn read_lengths(&self, bits: &mut Bits<'_>, lengths: &mut [u8]) -> Read<()> {
-        let mut filled = 0;
-        while filled < lengths.len() {
+    /// Reads `total` code lengths.
+    fn read_lengths(
+        &self,
+        bits: &mut Bits<'_>,
+        lengths: &mut [u8; MOST_LENGTHS + OVERRUN],
+        total: usize,
+    ) -> Read<()> {
+        let first = self.entries[(bits.peek() & 0x7f) as usize];
+        if first.length == BEFORE {
+            bits.skip(first.bits.into())?;
+            return Err(InflateError::CodeLengthRepeat.into());
+        }
+        let (mut filled, mut before) = (0, 0);
+        while filled < total {
             // One look at the input is good for four symbols.
             let mut word = bits.peek();
-            let there = u32::try_from(bits.left().min(57)).expect("at most 57");
-            let mut left = there;
+            let mut taken = 0;
             for _ in 0..4 {
-                let entry = self.entries[(word & 0x7f) as usize];
-                let (code, symbol) = (u32::from(entry & 7), entry >> 3);
-                let extra = EXTRA[usize::from(symbol)];
-                let taken = code + extra;
-                left = left.checked_sub(taken).ok_or(Halt::Exhausted)?;
-                if symbol < 16 {
-                    lengths[filled] = symbol;
-                    filled += 1;
-                } else {
-                    let more = (word >> code).to_le_bytes()[0] & ((1 << extra) - 1);
-                    filled = repeat(lengths, filled, symbol, more.into())?;
+                let repeat = self.entries[(word & 0x7f) as usize];
+                let extra = (word & ((1 << repeat.bits) - 1)) >> repeat.code;
+                let count = usize::from(repeat.count + extra.to_le_bytes()[0]);
+                if repeat.length != BEFORE {
+                    before = repeat.length;
                 }
-                word >>= taken;
-                if filled == lengths.len() {
+                lengths[filled..filled + RUN].fill(before);
+                if count > RUN {
+                    lengths[filled + RUN..filled + count].fill(before);
+                }
+                filled += count;
+                word >>= repeat.bits;
+                taken += u32::from(repeat.bits);
+                if filled >= total {
                     break;
                 }
             }
-            bits.skip(there - left)?;
+            bits.skip(taken)?;
+        }
+        if filled > total {
+            return Err(InflateError::CodeLengthRepeat.into());
         }
         Ok(())
     }
-}
-
-/// Bits behind each symbol of the code length code.
-const EXTRA: [u32; 32] = {
-    let mut extra = [0; 32];
-    (extra[16], extra[17], extra[18]) = (2, 3, 7);
-    extra
-};
-
-/// Repeats a length as one of the symbols from 16 on says; where the lengths then end.
-fn repeat(lengths: &mut [u8], filled: usize, symbol: u8, more: usize) -> Read<usize> {
-    let (length, count) = match symbol {
-        16 => {
-            let last = filled
-                .checked_sub(1)
-                .ok_or(InflateError::CodeLengthRepeat)?;
-            (lengths[last], 3 + more)
-        }
-        17 => (0, 3 + more),
-        _ => (0, 11 + more),
-    };
-    let end = filled + count;
-    lengths
-        .get_mut(filled..end)
-        .ok_or(InflateError::CodeLengthRepeat)?
-        .fill(length);
-    Ok(end)
 }

@@ -8,7 +8,7 @@
 #[cfg(target_arch = "x86_64")]
 use std::sync::LazyLock;
 
-use super::fast::{self, Leave, Limits, Memory, Place};
+use super::fast::{self, Cut, Leave, Limits, Memory, Place, Plain};
 use super::tables::BlockTables;
 
 /// Input, output and tables without bounds checks.
@@ -35,7 +35,7 @@ pub(super) fn decode(
         Cpu::Bmi => return unsafe { decode_bmi(&mut raw, limits, place) },
         Cpu::Plain => {}
     }
-    fast::decode::<false>(&mut raw, limits, place)
+    fast::decode::<Plain>(&mut raw, limits, place)
 }
 
 /// Which loop suits the processor.
@@ -68,29 +68,46 @@ fn cpu() -> Cpu {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "bmi1,bmi2")]
 fn decode_bextr(raw: &mut Raw<'_>, limits: Limits, place: &mut Place) -> Leave {
-    fast::decode::<true>(raw, limits, place)
+    fast::decode::<Bextr>(raw, limits, place)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "bmi1,bmi2")]
 fn decode_bmi(raw: &mut Raw<'_>, limits: Limits, place: &mut Place) -> Leave {
-    fast::decode::<false>(raw, limits, place)
+    fast::decode::<Bmi>(raw, limits, place)
 }
 
-/// The bits of `value` from bit `control % 256` on, `control / 256 % 256` of them.
+/// With BMI2's instruction for the lowest bits.
 #[cfg(target_arch = "x86_64")]
-#[inline(always)]
-pub(super) fn bextr(value: u64, control: u64) -> u64 {
-    // SAFETY: only `decode_bextr` runs the loop with `BEXTR` set.
-    unsafe { core::arch::x86_64::_bextr2_u64(value, control) }
+struct Bmi;
+
+#[cfg(target_arch = "x86_64")]
+impl Cut for Bmi {
+    #[inline(always)]
+    fn low(value: u64, count: u64) -> u64 {
+        // SAFETY: only `decode_bmi` and `decode_bextr` run the loop with it.
+        unsafe { core::arch::x86_64::_bzhi_u64(value, count as u32) }
+    }
 }
 
-/// The lowest `count % 256` bits of `value`.
+/// With BMI1's instruction for bit fields, too.
 #[cfg(target_arch = "x86_64")]
-#[inline(always)]
-pub(super) fn bzhi(value: u64, count: u32) -> u64 {
-    // SAFETY: as `bextr`.
-    unsafe { core::arch::x86_64::_bzhi_u64(value, count) }
+struct Bextr;
+
+#[cfg(target_arch = "x86_64")]
+impl Cut for Bextr {
+    const BY_CONTROL: bool = true;
+
+    #[inline(always)]
+    fn field(value: u64, control: u64) -> u64 {
+        // SAFETY: only `decode_bextr` runs the loop with it.
+        unsafe { core::arch::x86_64::_bextr2_u64(value, control) }
+    }
+
+    #[inline(always)]
+    fn low(value: u64, count: u64) -> u64 {
+        Bmi::low(value, count)
+    }
 }
 
 // SAFETY of all that follows: the loop calls these with what its limits allow; see there.

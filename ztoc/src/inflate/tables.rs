@@ -28,6 +28,8 @@ use std::sync::LazyLock;
 pub(super) const LITLEN_BITS: u32 = 11;
 /// Index bits of the first distance table.
 pub(super) const DISTANCE_BITS: u32 = 8;
+/// Symbols of a code, at most.
+const MOST_CODES: usize = 288;
 /// Longest code.
 const MAX_LENGTH: usize = 15;
 /// Lit/len codes that a header can give a length.
@@ -188,7 +190,7 @@ impl BlockTables {
 }
 
 /// How many codes have each length.
-type Counts = [u16; MAX_LENGTH + 1];
+pub(super) type Counts = [u16; MAX_LENGTH + 1];
 
 /// What lengths make of the code space.
 #[derive(Debug, PartialEq, Eq)]
@@ -203,10 +205,18 @@ pub(super) enum Space {
 
 /// Counts lengths and judges them.
 pub(super) fn survey(lengths: &[u8]) -> (Counts, Space) {
-    let mut counts = [0; MAX_LENGTH + 1];
-    for &length in lengths {
-        counts[usize::from(length)] += 1;
+    // Equal lengths often stand together; one count for all would be waited for each time.
+    let mut lanes = [[0; MAX_LENGTH + 1]; 4];
+    let (fours, rest) = lengths.as_chunks::<4>();
+    for four in fours {
+        for (lane, &length) in lanes.iter_mut().zip(four) {
+            lane[usize::from(length)] += 1;
+        }
     }
+    for &length in rest {
+        lanes[0][usize::from(length)] += 1;
+    }
+    let counts: Counts = std::array::from_fn(|length| lanes.iter().map(|lane| lane[length]).sum());
     let used = (1..=MAX_LENGTH).map(|length| u32::from(counts[length]) << (MAX_LENGTH - length));
     let used: u32 = used.sum();
     let space = match used {
@@ -225,17 +235,10 @@ fn fill<E: Entry>(table: &mut [E], width: u32, lengths: &[u8], leaves: &[E]) -> 
         Space::Bad => return None,
         Space::Lone => fill_lone(&mut table[..1 << width], lengths, leaves),
         Space::Full => {
-            let mut sorted = [0; 288];
-            sort(&counts, lengths, &mut sorted);
+            let mut sorted = [E::INVALID; MOST_CODES];
+            sort(&counts, lengths, leaves, &mut sorted);
             let first = usize::from(counts[0]);
-            fill_full(
-                table,
-                width,
-                &counts,
-                sorted[first..lengths.len()]
-                    .iter()
-                    .map(|&symbol| leaves[usize::from(symbol)]),
-            );
+            fill_full(table, width, &counts, &sorted[first..lengths.len()]);
         }
     }
     Some(())
@@ -250,47 +253,54 @@ fn fill_lone<E: Entry>(table: &mut [E], lengths: &[u8], leaves: &[E]) {
     }
 }
 
-/// Sorts symbols by code length, those without a code first.
-fn sort(counts: &Counts, lengths: &[u8], sorted: &mut [u16; 288]) {
-    let mut next = [0; MAX_LENGTH + 1];
+/// Sorts the leaves of symbols by code length, those without a code first.
+fn sort<E: Entry>(counts: &Counts, lengths: &[u8], leaves: &[E], sorted: &mut [E; MOST_CODES]) {
+    let mut starts = [0; MAX_LENGTH + 1];
     for length in 0..MAX_LENGTH {
-        next[length + 1] = next[length] + counts[length];
+        starts[length + 1] = starts[length] + counts[length];
     }
-    for (symbol, &length) in (0..).zip(lengths) {
-        let place = &mut next[usize::from(length)];
-        sorted[usize::from(*place)] = symbol;
-        *place += 1;
+    let mut ends: Counts = std::array::from_fn(|length| starts[length] + counts[length]);
+    // From both sides, for the same reason that `survey` counts in lanes.
+    let mut symbols = lengths.iter().zip(&leaves[..lengths.len()]);
+    while let Some((&length, &leaf)) = symbols.next() {
+        let start = &mut starts[usize::from(length)];
+        sorted[usize::from(*start)] = leaf;
+        *start += 1;
+        if let Some((&length, &leaf)) = symbols.next_back() {
+            let end = &mut ends[usize::from(length)];
+            *end -= 1;
+            sorted[usize::from(*end)] = leaf;
+        }
     }
 }
 
-/// The code after `code`, both with their first bit lowest; there must be one.
-fn successor(code: usize, length: u32) -> usize {
-    let zero = (code ^ ((1 << length) - 1)).ilog2();
-    (code & ((1 << zero) - 1)) | 1 << zero
+/// A code of `length` bits with its first bit lowest, as it stands in the stream; counted it is
+/// with its first bit highest.
+pub(super) fn reversed(code: u16, length: u32) -> usize {
+    usize::from(code.reverse_bits() >> (u16::BITS - length))
 }
 
 /// Fills a table from a complete code's symbols, shortest code first.
-fn fill_full<E: Entry>(
-    table: &mut [E],
-    width: u32,
-    counts: &Counts,
-    mut leaves: impl Iterator<Item = E>,
-) {
+fn fill_full<E: Entry>(table: &mut [E], width: u32, counts: &Counts, mut leaves: &[E]) {
     let mut code = 0;
     for length in 1..=width {
         // What the shorter codes say does not depend on the bit that comes in.
-        table.copy_within(..1 << (length - 1), 1 << (length - 1));
-        for leaf in leaves.by_ref().take(usize::from(counts[length as usize])) {
-            table[code] = leaf.leaf(length);
-            if code == (1 << length) - 1 {
-                let filled = length;
-                for bits in filled..width {
-                    table.copy_within(..1 << bits, 1 << bits);
-                }
-                return;
-            }
-            code = successor(code, length);
+        if code > 0 {
+            table.copy_within(..1 << (length - 1), 1 << (length - 1));
         }
+        let (those, longer) = leaves.split_at(counts[length as usize].into());
+        for leaf in those {
+            table[reversed(code, length)] = leaf.leaf(length);
+            code += 1;
+        }
+        leaves = longer;
+        if leaves.is_empty() {
+            for bits in length..width {
+                table.copy_within(..1 << bits, 1 << bits);
+            }
+            return;
+        }
+        code <<= 1;
     }
     fill_subtables(table, width, counts, code, leaves);
 }
@@ -300,16 +310,18 @@ fn fill_subtables<E: Entry>(
     table: &mut [E],
     width: u32,
     counts: &Counts,
-    mut code: usize,
-    mut leaves: impl Iterator<Item = E>,
+    mut code: u16,
+    mut leaves: &[E],
 ) {
     let mask = (1 << width) - 1;
     let mut prefix = usize::MAX;
     let (mut start, mut end) = (0, 1 << width);
     for (length, &count) in (0..).zip(counts).skip(width as usize + 1) {
-        for (done, leaf) in (0..count).zip(leaves.by_ref()) {
-            if code & mask != prefix {
-                prefix = code & mask;
+        let (those, longer) = leaves.split_at(count.into());
+        for (done, leaf) in (0..count).zip(those) {
+            let place = reversed(code, length);
+            if place & mask != prefix {
+                prefix = place & mask;
                 let bits = subtable_bits(counts, length, count - done, width);
                 start = end;
                 end += 1 << bits;
@@ -317,15 +329,17 @@ fn fill_subtables<E: Entry>(
             }
             let rest = length - width;
             let leaf = leaf.leaf(rest);
-            table[start + (code >> width)..end]
+            table[start + (place >> width)..end]
                 .iter_mut()
                 .step_by(1 << rest)
                 .for_each(|entry| *entry = leaf);
-            if code == (1 << length) - 1 {
-                return;
-            }
-            code = successor(code, length);
+            code += 1;
         }
+        leaves = longer;
+        if leaves.is_empty() {
+            return;
+        }
+        code <<= 1;
     }
 }
 

@@ -118,6 +118,7 @@ impl<B: AsRef<[u8]>> VerifiedSpan<'_, B> {
             }),
             range,
             bytes: self.bytes,
+            checksum: self.table.checksum(self.id),
             member: 0,
             decoded: 0,
             failed: None,
@@ -136,6 +137,8 @@ pub struct SpanDecoder<B, S = SpanBuffer> {
     id: SpanId,
     compression: Compression,
     range: Range<UncompressedOffset>,
+    /// CRC32 of all of its plain bytes, if that is known.
+    checksum: Option<u32>,
     /// The span's compressed bytes.
     bytes: B,
     /// Where in them the deflate stream of the current gzip member begins (the first: is cut).
@@ -225,8 +228,24 @@ impl<B: AsRef<[u8]>, S: BorrowMut<SpanBuffer>> SpanDecoder<B, S> {
                     .copy_from_slice(source);
             }
         }
+        if wanted == whole {
+            self.check(whole)?;
+        }
         self.decoded = wanted;
         Ok(())
+    }
+
+    /// Checks all of the span's plain bytes, which are in the buffer.
+    fn check(&self, whole: usize) -> Result<(), InflateError> {
+        let Some(expected) = self.checksum else {
+            return Ok(());
+        };
+        let buffer: &SpanBuffer = self.buffer.borrow();
+        let actual = crc32fast::hash(&buffer.bytes[WINDOW_LEN..WINDOW_LEN + whole]);
+        match actual == expected {
+            true => Ok(()),
+            false => Err(InflateError::Checksum { expected, actual }),
+        }
     }
 
     fn inflate(&mut self, wanted: usize) -> Result<(), InflateError> {

@@ -4,17 +4,21 @@ use flate2::{Compress, Compression, FlushCompress};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+/// What lengths are divided by: Miri is some hundred times slower than a processor.
+const SHARE: usize = if cfg!(miri) { 40 } else { 1 };
+
 /// A piece of data of one kind.
 fn piece() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
-        vec(any::<u8>(), 0..3000),
+        vec(any::<u8>(), 0..3000 / SHARE),
         // Few values: long matches at small distances.
-        vec(prop_oneof![Just(b'a'), Just(b'b')], 0..3000),
-        (any::<u8>(), 1..5000_usize).prop_map(|(byte, count)| vec![byte; count]),
+        vec(prop_oneof![Just(b'a'), Just(b'b')], 0..3000 / SHARE),
+        (any::<u8>(), 1..5000 / SHARE).prop_map(|(byte, count)| vec![byte; count]),
         // Words, so that there are matches of all lengths at all distances.
-        vec(prop::sample::select(WORDS), 0..2000).prop_map(|words| words.concat().into_bytes()),
+        vec(prop::sample::select(WORDS), 0..2000 / SHARE)
+            .prop_map(|words| words.concat().into_bytes()),
         // Each value half as frequent as the one before: codes of up to 15 bits.
-        (any::<u64>(), 0..20_000_usize).prop_map(|(seed, count)| skewed(seed, count)),
+        (any::<u64>(), 0..20_000 / SHARE).prop_map(|(seed, count)| skewed(seed, count)),
     ]
 }
 
@@ -51,7 +55,7 @@ fn skewed(seed: u64, count: usize) -> Vec<u8> {
 /// Some data, up to a few hundred KiB, in which later parts repeat earlier ones.
 pub fn data() -> impl Strategy<Value = Vec<u8>> {
     vec(
-        (piece(), any::<prop::sample::Index>(), 0..40_000_usize),
+        (piece(), any::<prop::sample::Index>(), 0..40_000 / SHARE),
         1..8,
     )
     .prop_map(|pieces| {
@@ -86,7 +90,7 @@ pub fn stream() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
     (
         data(),
         0..=9_u32,
-        prop_oneof![Just(usize::MAX), 1000..50_000_usize],
+        prop_oneof![Just(usize::MAX), 1000 / SHARE..50_000 / SHARE],
     )
         .prop_map(|(data, level, part)| {
             let stream = deflate(&data, level, part);

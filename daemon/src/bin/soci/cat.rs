@@ -31,7 +31,14 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(globals: &Globals, arguments: &Arguments) -> Result<()> {
     let state = State::open(None)?;
     let progress = Progress::new(globals.json);
-    let image = LazyImage::find(&arguments.image, state.path(), false, progress.clone()).await?;
+    let image = LazyImage::find(
+        &arguments.image.image,
+        &arguments.image.options,
+        state.path(),
+        false,
+        progress.clone(),
+    )
+    .await?;
     let (opened, view, origin) = find(&image, &arguments.path).await?;
     if origin.kind != "reg" {
         bail!(

@@ -6,15 +6,16 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
+use daemon::artifacts::ArtifactKind;
 use daemon::containerd::{Containerd, Image};
 use daemon::content::{ContainerdStore, ContentStore, Labels};
 use daemon::layout::LayoutFormat;
 use daemon::registry::{self, Reference};
 use serde_json::json;
-use ztoc::index::{self, Conversion, Document, IndexedManifest, SociIndex};
+use ztoc::index::{self, Conversion, Document, IndexedManifest};
 
 use crate::blobs::Blobs;
-use crate::create::{record, store_index};
+use crate::create::{Indexes, record, store_index};
 use crate::image::{PlatformManifest, SourceImage};
 use crate::layers::LayerIndexer;
 use crate::options::{BuildArguments, Globals, PlatformArguments, StoreChoice};
@@ -132,7 +133,7 @@ fn destination(name: &str) -> Result<String> {
 /// A converted image and where its indexes come from.
 struct Converted {
     conversion: Conversion,
-    indexed: Vec<(PlatformManifest, SociIndex)>,
+    indexed: Vec<(PlatformManifest, Indexes)>,
 }
 
 /// Builds the indexes of the chosen platforms, stores them and makes the new image.
@@ -142,7 +143,7 @@ async fn convert(
     platforms: &PlatformArguments,
     wanted: &Wanted,
 ) -> Result<Converted> {
-    let mut indexed: Vec<(PlatformManifest, SociIndex)> = Vec::new();
+    let mut indexed: Vec<(PlatformManifest, Indexes)> = Vec::new();
     for platform in source.choose(platforms)? {
         let manifest = source.manifest(&platform).await?;
         let same =
@@ -151,14 +152,14 @@ async fn convert(
             continue;
         }
         let at = || format!("image {}, platform {platform}", source.name);
-        let ztocs = indexer.ztocs(&manifest.manifest).await.with_context(at)?;
-        if ztocs.is_empty() {
+        let indexes = Indexes::build(indexer, &manifest, wanted, None).await;
+        let indexes = indexes.with_context(at)?;
+        if indexes.is_empty() {
             let note = format!("soci: {}: no layer has a zTOC; not converted", at());
             indexer.progress.note(&note);
             continue;
         }
-        let prefetch = indexer.prefetch(&ztocs, wanted).await.with_context(at)?;
-        indexed.push((manifest, SociIndex::v2(ztocs, prefetch)?));
+        indexed.push((manifest, indexes));
     }
     if indexed.is_empty() {
         bail!(
@@ -166,16 +167,17 @@ async fn convert(
             source.name
         );
     }
-    for (_, index) in &indexed {
+    for (index, ..) in indexed.iter().flat_map(|(_, indexes)| indexes.all()) {
         for store in &indexer.stores {
-            store_index(&**store, index).await?;
+            store_index(&**store, &index).await?;
         }
     }
-    let manifests = indexed.iter().map(|(manifest, index)| IndexedManifest {
+    let manifests = indexed.iter().map(|(manifest, indexes)| IndexedManifest {
         digest: manifest.descriptor.digest,
         manifest: manifest.manifest.clone(),
         platform: manifest.platform.clone(),
-        index: index.clone(),
+        index: indexes.soci.clone(),
+        compact: indexes.compact.clone(),
     });
     let conversion = index::convert(source.index.clone(), manifests.collect())
         .with_context(|| format!("image {}", source.name))?;
@@ -221,20 +223,20 @@ async fn put(
 /// Records the indexes under the new image: that is the one they can be found by.
 fn remember(session: &Session, converted: &Converted, source: &SourceImage) -> Result<()> {
     let target = converted.conversion.index.descriptor.digest;
-    for ((manifest, index), (document, _)) in converted
-        .indexed
-        .iter()
-        .zip(&converted.conversion.manifests)
-    {
-        let stored = registry::Descriptor::of(index::OCI_MANIFEST, &index.encode());
-        let mut record = record(&stored, index, source, manifest);
-        if let daemon::artifacts::ArtifactKind::Index { images, .. } = &mut record.kind {
-            for image in images {
-                image.target = target;
-                image.manifest = document.descriptor.digest;
+    let manifests = converted.conversion.manifests.iter();
+    for ((manifest, indexes), (document, _)) in converted.indexed.iter().zip(manifests) {
+        for (index, ..) in indexes.all() {
+            let mut record = record(&index.descriptor(), &index, source, manifest);
+            if let ArtifactKind::Index { images, .. } | ArtifactKind::CompactIndex { images } =
+                &mut record.kind
+            {
+                for image in images {
+                    image.target = target;
+                    image.manifest = document.descriptor.digest;
+                }
             }
+            session.artifacts.put(&record)?;
         }
-        session.artifacts.put(&record)?;
     }
     Ok(())
 }

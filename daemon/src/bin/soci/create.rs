@@ -9,7 +9,9 @@ use daemon::containerd::{Containerd, Image};
 use daemon::content::{ContentStore, Labels};
 use daemon::registry;
 use serde_json::json;
-use ztoc::index::{EMPTY_CONFIG, OCI_MANIFEST, Platform, SociIndex, Subject};
+use ztoc::index::{
+    CompactIndex, Descriptor, EMPTY_CONFIG, IndexError, OCI_MANIFEST, Platform, SociIndex, Subject,
+};
 
 use crate::blobs::Blobs;
 use crate::image::{PlatformManifest, SourceImage};
@@ -63,21 +65,24 @@ async fn create(
     let mut labels = Labels::new();
     for platform in source.choose(&arguments.platforms)? {
         let manifest = source.manifest(&platform).await?;
-        let index = async {
-            let ztocs = indexer.ztocs(&manifest.manifest).await?;
-            let prefetch = indexer.prefetch(&ztocs, wanted).await?;
-            Ok::<_, anyhow::Error>(SociIndex::v1(&subject(&manifest), ztocs, prefetch)?)
-        };
-        let index = index.await;
-        let index = index.with_context(|| format!("image {}, platform {platform}", image.name))?;
-        let stored = store_index(&*store, &index).await?;
-        indexer.progress.machine(&json!({
-            "event": "index", "image": image.name, "platform": platform.to_string(), "digest": stored.digest,
-        }));
-        session
-            .artifacts
-            .put(&record(&stored, &index, &source, &manifest))?;
-        labels.insert(gc_label(&source, &platform), stored.digest.to_string());
+        let indexes = Indexes::build(&indexer, &manifest, wanted, Some(subject(&manifest))).await;
+        let indexes =
+            indexes.with_context(|| format!("image {}, platform {platform}", image.name))?;
+        if indexes.is_empty() {
+            return Err(IndexError::Empty)
+                .with_context(|| format!("image {}, platform {platform}", image.name));
+        }
+        for (index, event, suffix) in indexes.all() {
+            let stored = store_index(&*store, &index).await?;
+            indexer.progress.machine(&json!({
+                "event": event, "image": image.name, "platform": platform.to_string(), "digest": stored.digest,
+            }));
+            session
+                .artifacts
+                .put(&record(&stored, &index, &source, &manifest))?;
+            let label = format!("{}{suffix}", gc_label(&source, &platform));
+            labels.insert(label, stored.digest.to_string());
+        }
     }
     Ok(containerd.label_image(&image.name, labels).await?)
 }
@@ -90,19 +95,95 @@ fn subject(manifest: &PlatformManifest) -> Subject {
     }
 }
 
+/// The indexes of one manifest.
+pub(crate) struct Indexes {
+    pub(crate) soci: Option<SociIndex>,
+    pub(crate) compact: Option<CompactIndex>,
+}
+
+/// An index of either form.
+#[derive(Clone, Copy)]
+pub(crate) enum Index<'a> {
+    Soci(&'a SociIndex),
+    Compact(&'a CompactIndex),
+}
+
+impl Indexes {
+    /// Builds what the arguments want: v1 indexes of a subject, else v2. A form of which no layer has a zTOC is left out.
+    pub(crate) async fn build(
+        indexer: &LayerIndexer<'_>,
+        manifest: &PlatformManifest,
+        wanted: &Wanted,
+        subject: Option<Subject>,
+    ) -> Result<Self> {
+        let indexed = indexer.index(&manifest.manifest).await?;
+        let mut indexes = Self {
+            soci: None,
+            compact: None,
+        };
+        if !indexed.ztocs.is_empty() {
+            let prefetch = indexer.prefetch(&indexed.ztocs, wanted, true).await?;
+            indexes.soci = Some(match &subject {
+                Some(subject) => SociIndex::v1(subject, indexed.ztocs, prefetch)?,
+                None => SociIndex::v2(indexed.ztocs, prefetch)?,
+            });
+        }
+        if !indexed.compact.is_empty() {
+            let ztocs = indexed.compact.iter().map(|compact| &compact.ztoc);
+            let told = indexes.soci.is_none();
+            let prefetch = indexer.prefetch(ztocs, wanted, told).await?;
+            indexes.compact = Some(CompactIndex::new(indexed.compact, prefetch, subject)?);
+        }
+        Ok(indexes)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.soci.is_none() && self.compact.is_none()
+    }
+
+    /// What there is, the name of the event that says so, and what its label ends with.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (Index<'_>, &'static str, &'static str)> {
+        let soci = self
+            .soci
+            .iter()
+            .map(|index| (Index::Soci(index), "index", ""));
+        let compact = self.compact.iter();
+        soci.chain(compact.map(|index| (Index::Compact(index), "compact_index", ".compact")))
+    }
+}
+
+impl<'a> Index<'a> {
+    fn parts(self) -> (Vec<u8>, &'a Descriptor, &'a [Descriptor]) {
+        match self {
+            Self::Soci(index) => (index.encode(), index.config(), index.blobs()),
+            Self::Compact(index) => (index.encode(), index.config(), index.blobs()),
+        }
+    }
+
+    /// Everything it lists.
+    pub(crate) fn blobs(self) -> &'a [Descriptor] {
+        self.parts().2
+    }
+
+    /// How it is stored.
+    pub(crate) fn descriptor(self) -> registry::Descriptor {
+        registry::Descriptor::of(OCI_MANIFEST, &self.parts().0)
+    }
+}
+
 /// Stores an index and its config, labelled so that the index keeps its zTOCs from being
 /// collected.
 pub(crate) async fn store_index(
     store: &dyn ContentStore,
-    index: &SociIndex,
+    index: &Index<'_>,
 ) -> Result<registry::Descriptor> {
-    let config = registry::Descriptor::of(index.version().artifact_type(), EMPTY_CONFIG);
+    let (bytes, config, blobs) = index.parts();
+    let config = registry::Descriptor::of(&config.media_type, EMPTY_CONFIG);
     store
         .put(&config, EMPTY_CONFIG.into(), &Labels::new())
         .await?;
-    let bytes = index.encode();
     let descriptor = registry::Descriptor::of(OCI_MANIFEST, &bytes);
-    let blobs = index.blobs().iter().enumerate().map(|(i, blob)| {
+    let blobs = blobs.iter().enumerate().map(|(i, blob)| {
         let key = format!("containerd.io/gc.ref.content.ztoc.{i}");
         (key, blob.digest.to_string())
     });
@@ -118,21 +199,25 @@ pub(crate) async fn store_index(
 /// The record of an index made for `source`.
 pub(crate) fn record(
     stored: &registry::Descriptor,
-    index: &SociIndex,
+    index: &Index<'_>,
     source: &SourceImage,
     manifest: &PlatformManifest,
 ) -> Artifact {
+    let images = vec![IndexedImage {
+        target: source.target.digest,
+        manifest: manifest.descriptor.digest,
+        platform: manifest.platform.clone(),
+    }];
     Artifact {
         digest: stored.digest,
         size: stored.size,
         created_at: now(),
-        kind: ArtifactKind::Index {
-            version: index.version(),
-            images: vec![IndexedImage {
-                target: source.target.digest,
-                manifest: manifest.descriptor.digest,
-                platform: manifest.platform.clone(),
-            }],
+        kind: match index {
+            Index::Soci(index) => ArtifactKind::Index {
+                version: index.version(),
+                images,
+            },
+            Index::Compact(_) => ArtifactKind::CompactIndex { images },
         },
     }
 }

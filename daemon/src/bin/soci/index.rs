@@ -223,7 +223,7 @@ async fn remove(session: &Session, arguments: Remove) -> Result<()> {
     let store = session.store(&session.containerd)?;
     for digest in digests {
         let known = session.artifacts.get(&digest)?;
-        if !known.is_some_and(|it| matches!(it.kind, ArtifactKind::Index { .. })) {
+        if !known.is_some_and(|it| it.kind.is_index()) {
             bail!("index {digest}: not found");
         }
         session.artifacts.remove(&digest)?;
@@ -233,9 +233,9 @@ async fn remove(session: &Session, arguments: Remove) -> Result<()> {
 }
 
 fn indexes_of(session: &Session, target: Digest) -> Result<Vec<Digest>> {
-    let of_image = |artifact: &Artifact| match &artifact.kind {
-        ArtifactKind::Index { images, .. } => images.iter().any(|it| it.target == target),
-        ArtifactKind::Ztoc { .. } | ArtifactKind::Prefetch { .. } => false,
+    let of_image = |artifact: &Artifact| {
+        let mut images = artifact.kind.images().iter();
+        images.any(|it| it.target == target)
     };
     let all = session.artifacts.list()?.into_iter();
     Ok(all

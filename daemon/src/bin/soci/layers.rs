@@ -11,11 +11,12 @@ use daemon::registry;
 use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use ztoc::builder::{self, BuildOptions};
-use ztoc::index::{self, Descriptor, LayerKind, Manifest, ZtocDescriptor};
-use ztoc::{Compression, Digest, Ztoc};
+use ztoc::compact::{self, Compact, InMemory};
+use ztoc::index::{self, CompactDescriptor, Descriptor, Head, LayerKind, Manifest, ZtocDescriptor};
+use ztoc::{Compression, Digest, SpanSize, SpanTable, Toc, Ztoc};
 
 use crate::blobs::Blobs;
-use crate::options::{BuildArguments, Optimization};
+use crate::options::{BuildArguments, CompactChoice, Optimization};
 use crate::progress::{Bar, Progress, short};
 
 /// Layers built at a time: one reads while the other inflates.
@@ -35,38 +36,55 @@ pub(crate) struct LayerIndexer<'a> {
     pub(crate) progress: Progress,
 }
 
-/// What came of a layer, and the line that says so.
-struct Indexed {
-    ztoc: Option<ZtocDescriptor>,
-    line: String,
-    value: Value,
+/// What the layers of a manifest have, each in the order of the layers.
+#[derive(Debug, Default)]
+pub(crate) struct Indexed {
+    pub(crate) ztocs: Vec<ZtocDescriptor>,
+    pub(crate) compact: Vec<CompactDescriptor>,
 }
 
-/// A zTOC to be stored.
-struct BuiltZtoc {
-    bytes: Bytes,
+/// What came of a layer, and the lines that say so.
+#[derive(Default)]
+struct IndexedLayer {
+    ztoc: Option<ZtocDescriptor>,
+    compact: Option<CompactDescriptor>,
+    /// The lines are the original's, which programs read: of both forms only the zTOC has one.
+    lines: Vec<(String, Value)>,
+    events: Vec<Value>,
+}
+
+/// What is to be stored for a layer.
+struct BuiltLayer {
+    ztoc: Option<Bytes>,
+    compact: Option<Bytes>,
     disable_xattrs: bool,
+    reused: bool,
 }
 
 impl LayerIndexer<'_> {
-    /// The zTOCs of a manifest's layers, in their order. Layers that can have none are left out.
-    pub(crate) async fn ztocs(&self, manifest: &Manifest) -> Result<Vec<ZtocDescriptor>> {
-        stream::iter(&manifest.layers)
+    /// What a manifest's layers have, by what the arguments want. Layers that can have nothing are left out.
+    pub(crate) async fn index(&self, manifest: &Manifest) -> Result<Indexed> {
+        let mut layers = stream::iter(&manifest.layers)
             .map(|layer| async move {
-                self.ztoc(layer)
-                    .await
-                    .with_context(|| format!("layer {}", layer.digest))
+                let indexed = self.layer(layer).await;
+                indexed.with_context(|| format!("layer {}", layer.digest))
             })
-            .buffered(LAYERS_AT_A_TIME)
-            .try_filter_map(|indexed| async move {
-                self.progress.result(&indexed.line, &indexed.value);
-                Ok(indexed.ztoc)
-            })
-            .try_collect()
-            .await
+            .buffered(LAYERS_AT_A_TIME);
+        let mut indexed = Indexed::default();
+        while let Some(layer) = layers.try_next().await? {
+            for (line, value) in &layer.lines {
+                self.progress.result(line, value);
+            }
+            for event in &layer.events {
+                self.progress.machine(event);
+            }
+            indexed.ztocs.extend(layer.ztoc);
+            indexed.compact.extend(layer.compact);
+        }
+        Ok(indexed)
     }
 
-    async fn ztoc(&self, layer: &Descriptor) -> Result<Indexed> {
+    async fn layer(&self, layer: &Descriptor) -> Result<IndexedLayer> {
         let compression = match index::layer_kind(&layer.media_type) {
             LayerKind::Tar(compression) => compression,
             LayerKind::Unsupported => {
@@ -79,41 +97,83 @@ impl LayerIndexer<'_> {
             let reason = format!("size {} is less than min-layer-size {limit}", layer.size);
             return Ok(skipped(layer, &reason));
         }
-        if let Some(ztoc) = self.reuse(layer).await? {
-            return Ok(indexed(layer, ztoc, true));
+        let built = match self.reuse(layer).await? {
+            Some(built) => built,
+            None => self.build(layer, compression).await?,
+        };
+        let mut indexed = IndexedLayer::default();
+        if let Some(bytes) = &built.ztoc {
+            let ztoc = self.describe(layer, bytes, built.disable_xattrs, self.options.span_size);
+            self.store(index::ZTOC, &ztoc, bytes).await?;
+            self.remember(
+                &ztoc,
+                ArtifactKind::Ztoc {
+                    layer: layer.digest,
+                    span_size: self.options.span_size.bytes(),
+                },
+            )?;
+            indexed.lines.push(line(layer, "ztoc", &ztoc, built.reused));
+            indexed.ztoc = Some(ztoc);
         }
-        let built = self.build(layer, compression).await?;
-        let ztoc = self.describe(layer, &built);
-        self.store(&ztoc, built.bytes).await?;
-        self.remember(&ztoc)?;
-        Ok(indexed(layer, ztoc, false))
+        if let Some(bytes) = &built.compact {
+            let span_size = self.options.compact_span_size;
+            let ztoc = self.describe(layer, bytes, built.disable_xattrs, span_size);
+            let head = Head::of(bytes).context("the compact zTOC has no head")?;
+            self.store(compact::MEDIA_TYPE, &ztoc, bytes).await?;
+            self.remember(&ztoc, self.compact_kind(layer))?;
+            let (line, event) = line(layer, "compact ztoc", &ztoc, built.reused);
+            match indexed.ztoc {
+                Some(_) => indexed.events.push(event),
+                None => indexed.lines.push((line, event)),
+            }
+            indexed.compact = Some(CompactDescriptor { ztoc, head });
+        }
+        Ok(indexed)
     }
 
-    /// An earlier zTOC of the layer, if it was made with the same span size and is still there.
-    async fn reuse(&self, layer: &Descriptor) -> Result<Option<ZtocDescriptor>> {
+    fn compact_kind(&self, layer: &Descriptor) -> ArtifactKind {
+        ArtifactKind::CompactZtoc {
+            layer: layer.digest,
+            span_size: self.options.compact_span_size.bytes(),
+        }
+    }
+
+    /// What was made of the layer earlier, if all that is wanted was made with the same span sizes and is still there.
+    async fn reuse(&self, layer: &Descriptor) -> Result<Option<BuiltLayer>> {
         let Some(artifacts) = self.artifacts.filter(|_| !self.options.force) else {
             return Ok(None);
         };
-        let span_size = self.options.span_size.bytes();
-        let Some(record) = artifacts.ztoc_of(&layer.digest, span_size)? else {
-            return Ok(None);
+        let choice = self.options.compact;
+        let mut built = BuiltLayer {
+            ztoc: None,
+            compact: None,
+            disable_xattrs: false,
+            reused: true,
         };
-        let Some(bytes) = self.find_stored(&record.digest).await else {
-            return Ok(None);
-        };
-        let ztoc = decode(bytes.clone()).await;
-        let Ok(disable_xattrs) = ztoc.map(|ztoc| self.may_disable_xattrs(&ztoc)) else {
-            return Ok(None);
-        };
-        let descriptor = self.describe(
-            layer,
-            &BuiltZtoc {
-                bytes: bytes.clone(),
-                disable_xattrs,
-            },
-        );
-        self.store(&descriptor, bytes).await?;
-        Ok(Some(descriptor))
+        if choice != CompactChoice::Only {
+            let record = artifacts.ztoc_of(&layer.digest, self.options.span_size.bytes())?;
+            let Some((bytes, toc)) = self.stored(record).await else {
+                return Ok(None);
+            };
+            built.disable_xattrs = self.may_disable_xattrs(&toc);
+            built.ztoc = Some(bytes);
+        }
+        if choice != CompactChoice::No {
+            let record = artifacts.of_kind(&self.compact_kind(layer))?;
+            let Some((bytes, toc)) = self.stored(record).await else {
+                return Ok(None);
+            };
+            built.disable_xattrs = self.may_disable_xattrs(&toc);
+            built.compact = Some(bytes);
+        }
+        Ok(Some(built))
+    }
+
+    /// The bytes of a zTOC of either form, and what they list, if they are there and good.
+    async fn stored(&self, record: Option<Artifact>) -> Option<(Bytes, Toc)> {
+        let bytes = self.find_stored(&record?.digest).await?;
+        let (toc, _) = decode(bytes.clone()).await.ok()?.into_parts();
+        Some((bytes, toc))
     }
 
     /// A damaged zTOC counts as absent: it is built anew.
@@ -126,7 +186,7 @@ impl LayerIndexer<'_> {
         None
     }
 
-    async fn build(&self, layer: &Descriptor, compression: Compression) -> Result<BuiltZtoc> {
+    async fn build(&self, layer: &Descriptor, compression: Compression) -> Result<BuiltLayer> {
         let label = format!("index {}", short(&layer.digest));
         let bar = self.progress.bytes(&label, layer.size);
         let reader = Metered {
@@ -138,17 +198,26 @@ impl LayerIndexer<'_> {
             build_tool: index::BUILD_TOOL.to_owned(),
         };
         let (expected, xattr) = (layer.digest, self.wants_xattr());
+        let (choice, compact_size) = (self.options.compact, self.options.compact_span_size);
         let build = move || {
-            let built =
-                builder::build(compression, reader, &options).context("cannot build a zTOC")?;
+            let built = match choice {
+                CompactChoice::No => builder::build(compression, reader, &options),
+                _ => builder::build_both(compression, reader, &options, compact_size),
+            };
+            let built = built.context("cannot build a zTOC")?;
             ensure!(
                 built.layer_digest == expected,
                 "the content hashes to {}; remove the image and pull it again",
                 built.layer_digest
             );
-            Ok(BuiltZtoc {
-                disable_xattrs: xattr && has_no_xattrs(&built.ztoc),
-                bytes: built.ztoc.encode().into(),
+            // A layer that is too much for a compact zTOC has a zTOC.
+            let compact = built.encode_compact().and_then(Result::ok);
+            let ztoc = (choice != CompactChoice::Only).then(|| built.ztoc.encode());
+            Ok(BuiltLayer {
+                disable_xattrs: xattr && has_no_xattrs(built.ztoc.toc()),
+                ztoc: ztoc.map(Bytes::from),
+                compact: compact.map(Bytes::from),
+                reused: false,
             })
         };
         let outcome = tokio::task::spawn_blocking(build).await;
@@ -160,23 +229,29 @@ impl LayerIndexer<'_> {
         self.options.optimizations.contains(&Optimization::Xattr)
     }
 
-    fn may_disable_xattrs(&self, ztoc: &Ztoc) -> bool {
-        self.wants_xattr() && has_no_xattrs(ztoc)
+    fn may_disable_xattrs(&self, toc: &Toc) -> bool {
+        self.wants_xattr() && has_no_xattrs(toc)
     }
 
-    fn describe(&self, layer: &Descriptor, built: &BuiltZtoc) -> ZtocDescriptor {
+    fn describe(
+        &self,
+        layer: &Descriptor,
+        bytes: &[u8],
+        disable_xattrs: bool,
+        span_size: SpanSize,
+    ) -> ZtocDescriptor {
         ZtocDescriptor {
-            digest: Digest::of(&built.bytes),
-            size: built.bytes.len() as u64,
+            digest: Digest::of(bytes),
+            size: bytes.len() as u64,
             layer_digest: layer.digest,
             layer_media_type: layer.media_type.clone(),
-            span_size: Some(self.options.span_size),
-            disable_xattrs: built.disable_xattrs,
+            span_size: Some(span_size),
+            disable_xattrs,
         }
     }
 
-    async fn store(&self, ztoc: &ZtocDescriptor, bytes: Bytes) -> Result<()> {
-        let descriptor = registry::Descriptor::of(index::ZTOC, &bytes);
+    async fn store(&self, media_type: &str, ztoc: &ZtocDescriptor, bytes: &Bytes) -> Result<()> {
+        let descriptor = registry::Descriptor::of(media_type, bytes);
         for store in &self.stores {
             store
                 .put(&descriptor, bytes.clone(), &Labels::new())
@@ -186,7 +261,7 @@ impl LayerIndexer<'_> {
         Ok(())
     }
 
-    fn remember(&self, ztoc: &ZtocDescriptor) -> Result<()> {
+    fn remember(&self, ztoc: &ZtocDescriptor, kind: ArtifactKind) -> Result<()> {
         let Some(artifacts) = self.artifacts else {
             return Ok(());
         };
@@ -194,34 +269,34 @@ impl LayerIndexer<'_> {
             digest: ztoc.digest,
             size: ztoc.size,
             created_at: now(),
-            kind: ArtifactKind::Ztoc {
-                layer: ztoc.layer_digest,
-                span_size: self.options.span_size.bytes(),
-            },
+            kind,
         })?;
         Ok(())
     }
 }
 
-fn skipped(layer: &Descriptor, reason: &str) -> Indexed {
+fn skipped(layer: &Descriptor, reason: &str) -> IndexedLayer {
     let (digest, media_type) = (layer.digest, &layer.media_type);
-    Indexed {
-        ztoc: None,
-        line: format!("ztoc skipped - layer {digest} ({media_type}) {reason}"),
-        value: json!({"event": "skipped", "layer": digest, "media_type": media_type, "reason": reason}),
+    let line = format!("ztoc skipped - layer {digest} ({media_type}) {reason}");
+    let value =
+        json!({"event": "skipped", "layer": digest, "media_type": media_type, "reason": reason});
+    IndexedLayer {
+        lines: vec![(line, value)],
+        ..IndexedLayer::default()
     }
 }
 
-fn indexed(layer: &Descriptor, ztoc: ZtocDescriptor, reused: bool) -> Indexed {
+/// The line that says what form of zTOC a layer has got.
+fn line(layer: &Descriptor, form: &str, ztoc: &ZtocDescriptor, reused: bool) -> (String, Value) {
     let (layer, digest) = (layer.digest, ztoc.digest);
     let suffix = if reused { " (already exists)" } else { "" };
-    Indexed {
-        line: format!("layer {layer} -> ztoc {digest}{suffix}"),
-        value: json!({
-            "event": "ztoc", "layer": layer, "ztoc": digest, "size": ztoc.size, "reused": reused,
+    let event = form.replace(' ', "_");
+    (
+        format!("layer {layer} -> {form} {digest}{suffix}"),
+        json!({
+            "event": event, "layer": layer, "ztoc": digest, "size": ztoc.size, "reused": reused,
         }),
-        ztoc: Some(ztoc),
-    }
+    )
 }
 
 /// Nanoseconds since 1970; ends in 2262.
@@ -230,14 +305,36 @@ pub(crate) fn now() -> i64 {
     i64::try_from(nanos).unwrap_or(i64::MAX)
 }
 
-/// Decodes off the runtime's threads: a large layer's zTOC takes a while.
-pub(crate) async fn decode(bytes: Bytes) -> Result<Ztoc> {
-    Ok(tokio::task::spawn_blocking(move || Ztoc::decode(&bytes)).await??)
+/// A zTOC of either form.
+pub(crate) enum AnyZtoc {
+    Ztoc(Ztoc),
+    Compact(Box<Compact>),
 }
 
-fn has_no_xattrs(ztoc: &Ztoc) -> bool {
-    ztoc.toc()
-        .entries()
+impl AnyZtoc {
+    /// What both forms tell.
+    pub(crate) fn into_parts(self) -> (Toc, SpanTable) {
+        match self {
+            Self::Ztoc(ztoc) => ztoc.into_parts(),
+            Self::Compact(compact) => (compact.toc, compact.spans),
+        }
+    }
+}
+
+/// Decodes off the runtime's threads: a large layer's zTOC takes a while.
+pub(crate) async fn decode(bytes: Bytes) -> Result<AnyZtoc> {
+    let decode = move || {
+        if !compact::is_compact(&bytes) {
+            return Ok(AnyZtoc::Ztoc(Ztoc::decode(&bytes)?));
+        }
+        let blob = Arc::new(InMemory::new(bytes.to_vec()));
+        Ok(AnyZtoc::Compact(Box::new(compact::decode(&bytes, blob)?)))
+    };
+    tokio::task::spawn_blocking(decode).await?
+}
+
+fn has_no_xattrs(toc: &Toc) -> bool {
+    toc.entries()
         .iter()
         .all(|entry| entry.xattrs().next().is_none() && !entry.name.ends_with(b".wh..wh..opq"))
 }

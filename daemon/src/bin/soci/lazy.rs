@@ -13,6 +13,7 @@ use daemon::discovery::{Discovery, DiscoveryError, ImageQuery, Modes, SociIndex}
 use daemon::layer::{BlobSource, Layer, LayerOptions, LayerStore, NewLayer};
 use daemon::layout::Layout;
 use daemon::registry::{Reference, Registry};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use ztoc::index::{Descriptor, Manifest, Platform, annotation};
 use ztoc::{Digest, SpanSize};
 
@@ -23,6 +24,8 @@ use crate::progress::Progress;
 
 use self::blob::{BuiltLayer, FileSource};
 
+/// Layers opened at a time.
+const AT_A_TIME: usize = 4;
 /// Larger zTOCs are not read.
 const MAX_ZTOC_SIZE: u64 = 512 << 20;
 
@@ -30,7 +33,14 @@ const MAX_ZTOC_SIZE: u64 = 512 << 20;
 pub(crate) struct ImageArguments {
     /// Image in a registry, or an OCI layout: a directory or tar
     #[arg(value_name = "IMAGE|LAYOUT")]
-    image: String,
+    pub(crate) image: String,
+    #[command(flatten)]
+    pub(crate) options: ImageOptions,
+}
+
+/// Which image of that name, and how to get at it.
+#[derive(Debug, Args)]
+pub(crate) struct ImageOptions {
     /// Platform of the image [default: the host's]
     #[arg(long, short, value_name = "PLATFORM")]
     platform: Option<Platform>,
@@ -62,14 +72,15 @@ pub(crate) struct LazyImage {
 }
 
 impl LazyImage {
-    /// Finds the image and its index; what is fetched is kept in `state`.
+    /// Finds the image `name` and its index; what is fetched is kept in `state`.
     pub(crate) async fn find(
-        arguments: &ImageArguments,
+        name: &str,
+        arguments: &ImageOptions,
         state: &Path,
         readahead: bool,
         progress: Progress,
     ) -> Result<Self> {
-        let name = arguments.image.clone();
+        let name = name.to_owned();
         let registry = Registry::new(arguments.registry.config()?)?;
         let (place, blobs, target) = if Path::new(&name).exists() {
             let layout = Arc::new(Layout::open(Path::new(&name))?);
@@ -100,7 +111,10 @@ impl LazyImage {
         let platform = source.choose(&platforms)?.remove(0);
         let found = source.manifest(&platform).await?;
         let content = Arc::new(OciLayoutStore::open_at(&state.join("content"))?);
-        let modes = Modes { v1: true, v2: true };
+        let modes = Modes {
+            v1: true,
+            ..Modes::default()
+        };
         let options = LayerOptions {
             readahead,
             fill: None,
@@ -167,6 +181,19 @@ impl LazyImage {
         Ok(Some(SociIndex::parse(digest, &bytes)?))
     }
 
+    /// The image's configuration, JSON.
+    pub(crate) async fn config(&self) -> Result<bytes::Bytes> {
+        self.blobs.document("config", &self.manifest.config).await
+    }
+
+    /// Opens all layers.
+    pub(crate) async fn open_all(&self) -> Result<Opened> {
+        let opening = stream::iter(0..self.layers())
+            .map(|number| async move { anyhow::Ok((number, self.open(number).await?)) })
+            .buffered(AT_A_TIME);
+        opening.try_collect().await
+    }
+
     /// How many layers there are.
     pub(crate) fn layers(&self) -> usize {
         self.manifest.layers.len()
@@ -184,9 +211,9 @@ impl LazyImage {
         let listed = self
             .index
             .as_ref()
-            .and_then(|index| index.ztoc(&layer.digest));
+            .and_then(|index| index.forms(&layer.digest).into_iter().next());
         if self.store.stored(&layer.digest).is_none() {
-            let (ztoc, bytes, size) = match (listed, &self.place) {
+            let (ztoc, bytes, size) = match (&listed, &self.place) {
                 (Some(listed), Place::Registry(_, reference)) => {
                     let bytes = self.discovery.fetch_ztoc(reference, listed).await?;
                     (listed.ztoc, bytes, Some(layer.size))

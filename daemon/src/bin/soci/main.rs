@@ -8,6 +8,8 @@ mod control_client;
 mod convert;
 mod create;
 mod doctor;
+#[cfg(test)]
+mod documented;
 mod duration;
 mod events;
 mod image;

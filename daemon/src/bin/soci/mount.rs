@@ -7,19 +7,16 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use daemon::control::overlay::Overlay;
 use fuse::{MountOptions, Session, View};
-use futures::{StreamExt, TryStreamExt, stream};
 use nix::mount::{MntFlags, MsFlags, umount2};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::lazy::{ImageArguments, LazyImage, Opened, State, view_layers};
+use crate::lazy::{ImageArguments, LazyImage, State, view_layers};
 use crate::options::Globals;
 use crate::progress::Progress;
 
 /// How soon it is noticed that somebody else unmounted.
 const INTERVAL: Duration = Duration::from_millis(200);
-/// Layers opened at a time.
-const AT_A_TIME: usize = 4;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -43,14 +40,15 @@ pub(crate) async fn run(globals: &Globals, arguments: &Arguments) -> Result<()> 
     );
     let directory = empty_directory(&arguments.directory)?;
     let state = State::open(arguments.state.as_deref())?;
-    let image = LazyImage::find(&arguments.image, state.path(), true, progress.clone()).await?;
-    let opening = stream::iter(0..image.layers())
-        .map(|number| {
-            let image = &image;
-            async move { Ok::<_, anyhow::Error>((number, image.open(number).await?)) }
-        })
-        .buffered(AT_A_TIME);
-    let opened: Opened = opening.try_collect().await?;
+    let image = LazyImage::find(
+        &arguments.image.image,
+        &arguments.image.options,
+        state.path(),
+        true,
+        progress.clone(),
+    )
+    .await?;
+    let opened = image.open_all().await?;
     let view = View::new(view_layers(&opened), false);
     let (place, state_path, writable) = (directory.clone(), state.path().to_owned(), arguments.rw);
     let mounted =
@@ -96,14 +94,14 @@ fn empty_directory(path: &Path) -> Result<PathBuf> {
 }
 
 /// A mounted image; unmounted when dropped, which blocks.
-struct Mounted {
-    session: Session,
+pub(crate) struct Mounted {
+    pub(crate) session: Session,
     /// The writable overlay on top.
     overlay: Option<PathBuf>,
 }
 
 impl Mounted {
-    fn new(view: View, directory: &Path, state: &Path, writable: bool) -> Result<Self> {
+    pub(crate) fn new(view: View, directory: &Path, state: &Path, writable: bool) -> Result<Self> {
         let options = MountOptions::new(state);
         if !writable {
             let session = fuse::mount(view, directory, &options).with_context(|| {

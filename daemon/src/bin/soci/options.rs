@@ -144,12 +144,29 @@ pub(crate) struct BuildArguments {
     #[arg(long, default_value = "10485760", value_parser = byte_count,
         allow_hyphen_values = true, value_name = "BYTES")]
     pub(crate) min_layer_size: u64,
+    /// Whether compact zTOCs, which start on fewer bytes, are written beside the zTOCs
+    #[arg(long, value_enum, default_value = "yes", value_name = "WHETHER")]
+    pub(crate) compact: CompactChoice,
+    /// Uncompressed bytes between checkpoints of compact zTOCs
+    #[arg(long, default_value = "1048576", value_parser = span_size,
+        allow_hyphen_values = true, value_name = "BYTES")]
+    pub(crate) compact_span_size: SpanSize,
     /// Note in the index what a layer does not need; repeat it or separate by commas
     #[arg(long, value_enum, value_delimiter = ',', value_name = "NAME")]
     pub(crate) optimizations: Vec<Optimization>,
     /// Build zTOCs anew even if there are fitting ones
     #[arg(long, short)]
     pub(crate) force: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CompactChoice {
+    /// Both
+    Yes,
+    /// Only zTOCs
+    No,
+    /// Only compact zTOCs: other snapshotters find no index
+    Only,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -11,8 +11,8 @@ use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::json;
 use ztoc::Digest;
 use ztoc::index::{
-    EMPTY_CONFIG, IndexVersion, MAX_DOCUMENT_SIZE, Manifest, OCI_MANIFEST, Platform, SOCI_INDEX_V1,
-    SociIndex,
+    COMPACT_INDEX, EMPTY_CONFIG, IndexVersion, MAX_DOCUMENT_SIZE, Manifest, OCI_MANIFEST, Platform,
+    SOCI_INDEX_V1,
 };
 
 use crate::blobs::Blobs;
@@ -77,11 +77,11 @@ pub(crate) async fn run(globals: &Globals, arguments: Arguments) -> Result<()> {
     let records = session.artifacts.list()?;
     let platforms = source.choose(&arguments.platforms)?;
     // All are looked up before the first is pushed: what is missing shows before anything happens.
-    let chosen: Vec<(Platform, Digest, &Artifact)> = platforms
+    let chosen: Vec<(Platform, Digest, Newest<'_>)> = platforms
         .into_iter()
         .map(|platform| {
-            let (manifest, index) = newest(&source, &platform, &records)?;
-            Ok((platform, manifest, index))
+            let (manifest, indexes) = newest(&source, &platform, &records)?;
+            Ok((platform, manifest, indexes))
         })
         .collect::<Result<_>>()?;
     let pusher = Pusher {
@@ -91,21 +91,27 @@ pub(crate) async fn run(globals: &Globals, arguments: Arguments) -> Result<()> {
         arguments: &arguments,
         progress: Progress::new(globals.json),
     };
-    for (platform, manifest, index) in chosen {
+    for (platform, manifest, indexes) in chosen {
         pusher
-            .push(&manifest, &index.digest)
+            .push_all(&manifest, indexes)
             .await
             .with_context(|| format!("index of {}, platform {platform}", image.name))?;
     }
     Ok(())
 }
 
-/// The platform's manifest and its newest v1 index. `records` are newest first.
+/// The newest v1 index of a manifest and its newest compact index, of which it has one at least.
+struct Newest<'a> {
+    soci: Option<&'a Artifact>,
+    compact: Option<&'a Artifact>,
+}
+
+/// The platform's manifest and its newest indexes. `records` are newest first.
 fn newest<'a>(
     source: &SourceImage,
     platform: &Platform,
     records: &'a [Artifact],
-) -> Result<(Digest, &'a Artifact)> {
+) -> Result<(Digest, Newest<'a>)> {
     let name = &source.name;
     let Some(descriptor) = source.descriptor(platform) else {
         bail!("image {name} has no platform {platform}");
@@ -116,13 +122,21 @@ fn newest<'a>(
             let mine = images.iter().any(|it| it.manifest == manifest);
             mine.then_some(*version)
         }
-        ArtifactKind::Ztoc { .. } | ArtifactKind::Prefetch { .. } => None,
+        _ => None,
     };
+    // What is found by referrers. That of a converted image is part of it.
+    let compact = records.iter().find(|it| {
+        let mut images = it.kind.images().iter();
+        matches!(it.kind, ArtifactKind::CompactIndex { .. })
+            && images.any(|image| image.manifest == manifest)
+    });
     let of_version = |wanted| records.iter().find(|it| versions(it) == Some(wanted));
-    if let Some(index) = of_version(IndexVersion::V1) {
-        return Ok((manifest, index));
+    let soci = of_version(IndexVersion::V1);
+    let v2 = of_version(IndexVersion::V2).is_some();
+    if soci.is_some() || (compact.is_some() && !v2) {
+        return Ok((manifest, Newest { soci, compact }));
     }
-    if of_version(IndexVersion::V2).is_some() {
+    if v2 {
         eprintln!(
             "soci: warning: image {name}, platform {platform}: its v2 index is part of the image and is pushed with it"
         );
@@ -139,24 +153,43 @@ struct Pusher<'a> {
 }
 
 impl Pusher<'_> {
-    async fn push(&self, manifest: &Digest, digest: &Digest) -> Result<()> {
+    async fn push_all(&self, manifest: &Digest, indexes: Newest<'_>) -> Result<()> {
         if !self.wanted(manifest).await? {
             return Ok(());
         }
+        if let Some(index) = indexes.soci {
+            self.push(manifest, &index.digest).await?;
+        }
+        if let Some(index) = indexes.compact {
+            self.push(manifest, &index.digest).await?;
+        }
+        Ok(())
+    }
+
+    /// Pushes an index of either form.
+    async fn push(&self, manifest: &Digest, digest: &Digest) -> Result<()> {
         let bytes = self.store.get(digest, MAX_DOCUMENT_SIZE as u64).await?;
         let Some(bytes) = bytes else {
             bail!("index {digest} is not in the content store; make it again with soci create");
         };
-        let index = SociIndex::parse(&bytes).with_context(|| format!("index {digest}"))?;
-        let value = json!({"event": "index", "digest": digest, "manifest": manifest});
-        if self.arguments.quiet {
-            self.progress.result(&digest.to_string(), &value);
-        } else {
-            let line = format!("pushing soci index with digest: {digest}");
+        let index = Manifest::parse(&bytes).with_context(|| format!("index {digest}"))?;
+        if index.subject.as_ref().map(|it| it.digest) != Some(*manifest) {
+            bail!("index {digest} is not of manifest {manifest}");
+        }
+        let compact = index.config.media_type == COMPACT_INDEX;
+        let (event, form) = match compact {
+            true => ("compact_index", "compact index"),
+            false => ("index", "soci index"),
+        };
+        let value = json!({"event": event, "digest": digest, "manifest": manifest});
+        if !self.arguments.quiet {
+            let line = format!("pushing {form} with digest: {digest}");
             self.progress.result(&line, &value);
+        } else if !compact {
+            self.progress.result(&digest.to_string(), &value);
         }
         self.blobs(&index).await?;
-        self.upload(digest, EMPTY_CONFIG.into(), Some(index.config().digest))
+        self.upload(digest, EMPTY_CONFIG.into(), Some(index.config.digest))
             .await?;
         let pushed = self
             .registry
@@ -167,7 +200,7 @@ impl Pusher<'_> {
             )
             .await?;
         if !pushed.subject_known {
-            let descriptor = referrer(&bytes)?;
+            let descriptor = referrer(&bytes, &index);
             self.registry
                 .push_referrers_tag(&self.reference, manifest, &descriptor)
                 .await?;
@@ -210,8 +243,8 @@ impl Pusher<'_> {
         Ok(true)
     }
 
-    async fn blobs(&self, index: &SociIndex) -> Result<()> {
-        stream::iter(index.blobs())
+    async fn blobs(&self, index: &Manifest) -> Result<()> {
+        stream::iter(&index.layers)
             .map(|blob| async move {
                 let digest = blob.digest;
                 if self.registry.has_blob(&self.reference, &digest).await? {
@@ -260,9 +293,9 @@ impl Pusher<'_> {
 }
 
 /// The index as the referrers tag lists it: with its annotations.
-fn referrer(bytes: &[u8]) -> Result<registry::Descriptor> {
+fn referrer(bytes: &[u8], index: &Manifest) -> registry::Descriptor {
     let mut descriptor = registry::Descriptor::of(OCI_MANIFEST, bytes);
-    descriptor.annotations = Manifest::parse(bytes)?.annotations;
-    descriptor.artifact_type = Some(SOCI_INDEX_V1.to_owned());
-    Ok(descriptor)
+    descriptor.annotations.clone_from(&index.annotations);
+    descriptor.artifact_type = Some(index.config.media_type.clone());
+    descriptor
 }

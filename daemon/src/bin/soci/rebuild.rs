@@ -7,7 +7,10 @@ use daemon::artifacts::{Artifact, ArtifactKind, IndexedImage};
 use daemon::content::ContentStore;
 use serde_json::json;
 use ztoc::Digest;
-use ztoc::index::{MAX_DOCUMENT_SIZE, Manifest, Platform, Prefetch, SociIndex, annotation};
+use ztoc::index::{
+    CompactIndex, MAX_DOCUMENT_SIZE, Manifest, Platform, Prefetch, PrefetchDescriptor, SociIndex,
+    annotation,
+};
 
 use crate::blobs::Blobs;
 use crate::image::SourceImage;
@@ -54,6 +57,10 @@ pub(crate) async fn run(globals: &Globals) -> Result<()> {
                 &index,
             )
             .await?;
+        } else if let Ok(index) = CompactIndex::parse(&bytes) {
+            let size = bytes.len() as u64;
+            added +=
+                record_compact(&session, &*store, &images, (blob.digest, size), &index).await?;
         }
     }
     bar.done();
@@ -76,7 +83,7 @@ async fn record(
         created_at: now(),
         kind: ArtifactKind::Index {
             version: index.version(),
-            images: images.of(digest, index),
+            images: images.of(digest, index.subject().map(|subject| &subject.digest)),
         },
     }];
     artifacts.extend(index.ztocs().iter().map(|ztoc| Artifact {
@@ -88,7 +95,44 @@ async fn record(
             span_size: ztoc.span_size.map_or(0, ztoc::SpanSize::bytes),
         },
     }));
-    for prefetch in index.prefetch() {
+    artifacts.extend(prefetches(store, index.prefetch()).await);
+    put_all(session, artifacts)
+}
+
+/// The same of a compact index, by digest and size.
+async fn record_compact(
+    session: &Session,
+    store: &dyn ContentStore,
+    images: &Images,
+    (digest, size): (Digest, u64),
+    index: &CompactIndex,
+) -> Result<usize> {
+    let subject = index.subject().map(|subject| subject.digest);
+    let mut artifacts = vec![Artifact {
+        digest,
+        size,
+        created_at: now(),
+        kind: ArtifactKind::CompactIndex {
+            images: images.of(&digest, subject.as_ref()),
+        },
+    }];
+    artifacts.extend(index.ztocs().iter().map(|compact| Artifact {
+        digest: compact.ztoc.digest,
+        size: compact.ztoc.size,
+        created_at: now(),
+        kind: ArtifactKind::CompactZtoc {
+            layer: compact.ztoc.layer_digest,
+            span_size: compact.ztoc.span_size.map_or(0, ztoc::SpanSize::bytes),
+        },
+    }));
+    artifacts.extend(prefetches(store, index.prefetch()).await);
+    put_all(session, artifacts)
+}
+
+/// The records of prefetch artifacts that are there.
+async fn prefetches(store: &dyn ContentStore, listed: &[PrefetchDescriptor]) -> Vec<Artifact> {
+    let mut artifacts = Vec::new();
+    for prefetch in listed {
         let bytes = store.get(&prefetch.digest, MAX_DOCUMENT_SIZE as u64).await;
         let Ok(Some(bytes)) = bytes else { continue };
         let Ok(list) = Prefetch::parse(&bytes) else {
@@ -104,6 +148,11 @@ async fn record(
             },
         });
     }
+    artifacts
+}
+
+/// How many records are new.
+fn put_all(session: &Session, artifacts: Vec<Artifact>) -> Result<usize> {
     let mut added = 0;
     for mut artifact in artifacts {
         match session.artifacts.get(&artifact.digest)? {
@@ -150,10 +199,13 @@ impl Images {
             };
             if let Some(bytes) = source.blobs.find_document(&entry.digest).await?
                 && let Ok(manifest) = Manifest::parse(&bytes)
-                && let Some(index) = manifest.annotations.get(annotation::INDEX_DIGEST)
-                && let Ok(index) = index.parse()
             {
-                self.by_index.entry(index).or_default().push(image.clone());
+                for key in [annotation::INDEX_DIGEST, annotation::COMPACT_INDEX_DIGEST] {
+                    let index = manifest.annotations.get(key);
+                    if let Some(Ok(index)) = index.map(|index| index.parse()) {
+                        self.by_index.entry(index).or_default().push(image.clone());
+                    }
+                }
             }
             self.by_manifest
                 .entry(entry.digest)
@@ -163,9 +215,10 @@ impl Images {
         Ok(())
     }
 
-    fn of(&self, digest: &Digest, index: &SociIndex) -> Vec<IndexedImage> {
-        let found = match index.subject() {
-            Some(subject) => self.by_manifest.get(&subject.digest),
+    /// Those of the index `digest`, which has this subject.
+    fn of(&self, digest: &Digest, subject: Option<&Digest>) -> Vec<IndexedImage> {
+        let found = match subject {
+            Some(subject) => self.by_manifest.get(subject),
             None => self.by_index.get(digest),
         };
         found.cloned().unwrap_or_default()

@@ -11,7 +11,7 @@ use daemon::content::Labels;
 use daemon::registry;
 use serde_json::json;
 use ztoc::index::{self, Prefetch, PrefetchDescriptor, ZtocDescriptor};
-use ztoc::{Digest, Entry, EntryKind, SpanId, UncompressedOffset, Ztoc};
+use ztoc::{Digest, Entry, EntryKind, SpanId, SpanTable, Toc, UncompressedOffset};
 
 use crate::layers::{LayerIndexer, decode, now};
 use crate::member::components;
@@ -68,19 +68,21 @@ impl Wanted {
     }
 }
 
-/// An indexed layer and its zTOC.
+/// An indexed layer and what its zTOC, of either form, tells.
 struct IndexedLayer {
     digest: Digest,
-    ztoc: Ztoc,
+    toc: Toc,
+    spans: SpanTable,
 }
 
 impl LayerIndexer<'_> {
     /// Makes and stores the prefetch artifacts for what is wanted, in the order of `ztocs`. What no layer
-    /// has is only warned of.
+    /// has is only warned of. They are told of and recorded if they are `told`: of two forms only the first.
     pub(crate) async fn prefetch(
         &self,
-        ztocs: &[ZtocDescriptor],
+        ztocs: impl IntoIterator<Item = &ZtocDescriptor>,
         wanted: &Wanted,
+        told: bool,
     ) -> Result<Vec<PrefetchDescriptor>> {
         if wanted.is_empty() {
             return Ok(Vec::new());
@@ -90,19 +92,21 @@ impl LayerIndexer<'_> {
             let bytes = self.find_stored(&ztoc.digest).await;
             let bytes =
                 bytes.with_context(|| format!("zTOC {} is gone from the store", ztoc.digest))?;
+            let (toc, spans) = decode(bytes).await?.into_parts();
             layers.push(IndexedLayer {
                 digest: ztoc.layer_digest,
-                ztoc: decode(bytes).await?,
+                toc,
+                spans,
             });
         }
-        let lists = self.lists(&layers, wanted)?;
+        let lists = self.lists(&layers, wanted, told)?;
         let mut made = Vec::new();
         for layer in &layers {
             if let Some(list) = lists.get(&layer.digest) {
-                made.push(self.store_prefetch(&layer.digest, list).await?);
+                made.push(self.store_prefetch(&layer.digest, list, told).await?);
             }
         }
-        if made.is_empty() {
+        if made.is_empty() && told {
             self.progress
                 .note("soci: warning: nothing of what is to be prefetched is in an indexed layer");
         }
@@ -113,12 +117,13 @@ impl LayerIndexer<'_> {
         &self,
         layers: &[IndexedLayer],
         wanted: &Wanted,
+        told: bool,
     ) -> Result<BTreeMap<Digest, Prefetch>> {
         let mut ranked: BTreeMap<Digest, Vec<(u32, SpanId)>> = BTreeMap::new();
         for (rank, read) in (0..).zip(wanted.trace.iter().flat_map(|trace| &trace.reads)) {
             let layer = layers.iter().find(|layer| layer.digest == read.layer);
             let Some(layer) = layer else { continue };
-            let spans = covering(&layer.ztoc, read.range());
+            let spans = covering(&layer.spans, read.range());
             let spans = (spans.start.0..spans.end.0).map(|span| (rank, SpanId(span)));
             ranked.entry(layer.digest).or_default().extend(spans);
         }
@@ -127,9 +132,10 @@ impl LayerIndexer<'_> {
             match find(layers, path) {
                 Some((layer, entry)) => {
                     let end = entry.offset.0.saturating_add(entry.size);
-                    let spans = covering(&layer.ztoc, entry.offset..UncompressedOffset(end));
+                    let spans = covering(&layer.spans, entry.offset..UncompressedOffset(end));
                     files.entry(layer.digest).or_default().push(spans);
                 }
+                None if !told => {}
                 None => self.progress.note(&format!(
                     "soci: warning: {path}: no indexed layer has such a file; it is not prefetched"
                 )),
@@ -155,13 +161,26 @@ impl LayerIndexer<'_> {
         Ok(lists)
     }
 
-    async fn store_prefetch(&self, layer: &Digest, list: &Prefetch) -> Result<PrefetchDescriptor> {
+    async fn store_prefetch(
+        &self,
+        layer: &Digest,
+        list: &Prefetch,
+        told: bool,
+    ) -> Result<PrefetchDescriptor> {
         let bytes = list.encode();
         let descriptor = registry::Descriptor::of(index::PREFETCH, &bytes);
         for store in &self.stores {
             store
                 .put(&descriptor, bytes.clone().into(), &Labels::new())
                 .await?;
+        }
+        let made = PrefetchDescriptor {
+            digest: descriptor.digest,
+            size: descriptor.size,
+            layer_digest: *layer,
+        };
+        if !told {
+            return Ok(made);
         }
         if let Some(artifacts) = self.artifacts {
             artifacts.put(&Artifact {
@@ -179,17 +198,12 @@ impl LayerIndexer<'_> {
             &format!("Created prefetch artifact for layer {layer}: {digest}"),
             &json!({"event": "prefetch", "layer": layer, "digest": digest, "spans": list.span_count()}),
         );
-        Ok(PrefetchDescriptor {
-            digest,
-            size: descriptor.size,
-            layer_digest: *layer,
-        })
+        Ok(made)
     }
 }
 
 /// The spans of a range, of which the layer may have less.
-fn covering(ztoc: &Ztoc, range: Range<UncompressedOffset>) -> Range<SpanId> {
-    let spans = ztoc.spans();
+fn covering(spans: &SpanTable, range: Range<UncompressedOffset>) -> Range<SpanId> {
     let end = range.end.0.min(spans.uncompressed_size());
     spans.covering(UncompressedOffset(range.start.0.min(end))..UncompressedOffset(end))
 }
@@ -216,7 +230,7 @@ fn find<'a>(layers: &'a [IndexedLayer], path: &str) -> Option<(&'a IndexedLayer,
 
 /// The last member of that name.
 fn member<'a>(layer: &'a IndexedLayer, wanted: &[Vec<u8>]) -> Option<&'a Entry> {
-    let entries = layer.ztoc.toc().entries();
+    let entries = layer.toc.entries();
     let last = entries.iter().rev();
     last.into_iter()
         .find(|entry| components(&entry.name) == wanted)

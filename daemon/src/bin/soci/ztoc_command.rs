@@ -18,6 +18,7 @@ use ztoc::index::Manifest;
 
 use crate::blobs::Blobs;
 use crate::image::SourceImage;
+use crate::layers::AnyZtoc;
 use crate::options::Globals;
 use crate::session::Session;
 use crate::table;
@@ -29,10 +30,12 @@ const MAX_ZTOC_SIZE: u64 = 1 << 30;
 pub(crate) enum Command {
     /// Build the zTOC of a layer file, without containerd and network
     Build(build::Arguments),
+    /// Build the compact zTOC of a layer file: for smaller spans, on a tenth of the bytes
+    Compact(build::CompactArguments),
     /// List zTOCs, newest first
     #[command(visible_alias = "ls")]
     List(List),
-    /// Show a zTOC as JSON
+    /// Show a zTOC, compact or not, as JSON
     Info {
         /// Digest of a zTOC, or a file
         #[arg(value_name = "DIGEST|FILE")]
@@ -60,6 +63,7 @@ pub(crate) struct List {
 pub(crate) async fn run(globals: &Globals, command: Command) -> Result<()> {
     match command {
         Command::Build(arguments) => build::run(arguments).await,
+        Command::Compact(arguments) => build::run_compact(arguments).await,
         Command::List(arguments) => list(&Session::open(globals)?, &arguments, globals.json).await,
         Command::Info { ztoc } => info::run(ZtocSource::find(globals, &ztoc).await?).await,
         Command::GetFile(arguments) => file::run(globals, arguments).await,
@@ -98,7 +102,7 @@ impl ZtocSource {
         })
     }
 
-    async fn decode(&self) -> Result<ztoc::Ztoc> {
+    async fn decode(&self) -> Result<AnyZtoc> {
         let decoded = crate::layers::decode(self.bytes.clone()).await;
         decoded.with_context(|| format!("zTOC {}", self.name))
     }

@@ -34,6 +34,10 @@ impl Shared {
             beside: &self.dir,
             lowest,
         };
+        if let Some(unpacked) = self.leftovers.take(expected, lowest) {
+            tracing::info!(layer = %layer.digest, "the layer was unpacked by an earlier daemon");
+            return Ok(unpacked);
+        }
         let stored = self.content.open(&pull.namespace, &layer.digest).await;
         if let Some(stored) = stored {
             let blob = ReaderStream::with_capacity(stored.bytes, 256 << 10);

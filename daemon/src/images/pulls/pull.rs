@@ -75,8 +75,8 @@ impl fmt::Debug for Job {
     }
 }
 
-/// Someone who waits for a layer of a pull.
-pub(super) struct Waiting {
+/// Someone who waits for a layer of a pull, or for another layer of its image.
+pub(in super::super) struct Waiting {
     pull: Arc<Pull>,
     /// It has what it waited for, or knows why not.
     answered: bool,
@@ -104,11 +104,14 @@ impl Pull {
                 pull
             }
         };
-        pull.state.lock().waiters += 1;
-        Waiting {
-            pull,
-            answered: false,
-        }
+        Waiting::new(pull)
+    }
+
+    /// Waits for whatever the pull under way of an image brings.
+    pub(super) fn running(shared: &Shared, request: &LayerRequest) -> Option<Waiting> {
+        let running = shared.running.lock();
+        let pull = running.get(&key(request, true))?;
+        Some(Waiting::new(Arc::clone(pull)))
     }
 
     fn new(shared: &Shared, key: Key, request: &LayerRequest, layers: Vec<KnownLayer>) -> Self {
@@ -155,7 +158,11 @@ impl Pull {
             }
         }
         let left = self.state.lock().clear();
-        shared.tasks.spawn_blocking(move || drop(left));
+        if shared.stop.is_cancelled() {
+            left.into_iter().for_each(Unpacked::leave);
+        } else {
+            shared.tasks.spawn_blocking(move || drop(left));
+        }
         // Whoever waits still learns that it is over.
         self.changed.notify_waiters();
     }
@@ -279,12 +286,17 @@ impl State {
             .retain(|queued| matches!(jobs[*queued], Job::Queued { .. }));
     }
 
-    /// Gives up everything; what was finished is the caller's to drop, which blocks.
-    fn clear(&mut self) -> Vec<Job> {
+    /// Gives up everything; what was finished is the caller's to leave, or to drop, which blocks.
+    fn clear(&mut self) -> Vec<Unpacked> {
         self.cancel_above(0);
-        let over = |_: &Job| Job::Failed(String::from("the pull is over"));
-        let none = self.jobs.iter().map(over).collect();
-        std::mem::replace(&mut self.jobs, none)
+        let over = |job| {
+            let over = Job::Failed(String::from("the pull is over"));
+            match std::mem::replace(job, over) {
+                Job::Done(unpacked) => Some(unpacked),
+                _ => None,
+            }
+        };
+        self.jobs.iter_mut().filter_map(over).collect()
     }
 
     /// The position of a layer: an image may have it several times, and takes one after the other.
@@ -309,6 +321,19 @@ impl State {
 }
 
 impl Waiting {
+    fn new(pull: Arc<Pull>) -> Self {
+        pull.state.lock().waiters += 1;
+        Self {
+            pull,
+            answered: false,
+        }
+    }
+
+    /// Nobody gives up: the client will ask for more.
+    pub(in super::super) fn over(mut self) {
+        self.answered = true;
+    }
+
     /// Has the layer begun, and those above it that are `wanted`; where it is in the image.
     pub(super) fn want(
         &self,

@@ -109,3 +109,78 @@ async fn damage_on_disk_is_no_proof_against_the_image() {
     concluded(&node.layer).await;
     assert!(node.layer.is_proven());
 }
+
+/// A layer whose archive is followed by `tail`, with a diff ID that says so.
+fn with_tail(compression: Compression, tail: &[u8]) -> (Packed, Digest) {
+    let whole = [&packed(Compression::Gzip, 1).tar[..], tail].concat();
+    let blob = match compression {
+        // Two members, the second with nothing but the end of the tail.
+        Compression::Gzip => [
+            gzip(&whole[..whole.len() - 7]),
+            gzip(&whole[whole.len() - 7..]),
+        ]
+        .concat(),
+        Compression::Uncompressed => whole.clone(),
+    };
+    let options = BuildOptions {
+        span_size: SpanSize::new(256 << 10).unwrap(),
+        build_tool: String::from("test"),
+    };
+    let built = build(compression, &*blob, &options).unwrap();
+    let diff_id = Digest::of(&whole);
+    let packed = Packed {
+        tar: whole.into(),
+        blob: blob.into(),
+        ztoc: built.ztoc.encode().into(),
+        digest: built.layer_digest,
+    };
+    (packed, diff_id)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_follows_the_archive_is_of_the_layer_whatever_it_is_and_however_much() {
+    let zeros = vec![0; 3 << 20];
+    let garbage = words(900_000, 7);
+    for compression in [Compression::Gzip, Compression::Uncompressed] {
+        for tail in [&zeros, &garbage] {
+            let (packed, diff_id) = with_tail(compression, tail);
+            for (expected, right) in [(diff_id, true), (Digest::of(b"another"), false)] {
+                let node = Node::with(packed.clone(), options()).await;
+                expect(&node, expected);
+                node.layer.fill_up();
+                concluded(&node.layer).await;
+                assert_eq!(
+                    node.layer.is_proven(),
+                    right,
+                    "{compression:?}, {} bytes",
+                    tail.len()
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_that_cannot_be_had_or_is_not_the_layers_accuses_nobody() {
+    for fault in [Fault::Fail, Fault::Short, Fault::Corrupt] {
+        let (packed, diff_id) = with_tail(Compression::Gzip, &words(900_000, 7));
+        let node = Node::with(packed, options()).await;
+        node.layer.fill_up();
+        while !node.layer.flights.is_full() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        node.source.will([Some(fault)]);
+        let before = node.source.requests().len();
+        node.layer.expect(diff_id);
+        while node.source.requests().len() == before || node.layer.proof.is_running() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(
+            !node.layer.proof.is_wrong() && !node.layer.is_proven(),
+            "{fault:?}"
+        );
+        node.layer.prove_if_whole();
+        concluded(&node.layer).await;
+        assert!(node.layer.is_proven(), "{fault:?}");
+    }
+}

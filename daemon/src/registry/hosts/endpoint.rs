@@ -1,5 +1,6 @@
 //! One host that speaks the distribution API.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -30,6 +31,15 @@ pub(crate) struct Endpoint {
     pub(crate) headers: HeaderMap,
     capabilities: Capabilities,
     resting_until: Mutex<Option<Instant>>,
+    ranges: Ranges,
+}
+
+/// How a host has answered to ranges so far.
+#[derive(Debug, Default)]
+struct Ranges {
+    served: AtomicBool,
+    /// By the whole blob, at least once: a pull-through cache does so for what it does not have yet.
+    ignored: AtomicBool,
 }
 
 /// What a host may be asked for.
@@ -73,6 +83,7 @@ impl Endpoint {
             headers: HeaderMap::new(),
             capabilities: Capabilities::ALL,
             resting_until: Mutex::new(None),
+            ranges: Ranges::default(),
         })
     }
 
@@ -100,6 +111,7 @@ impl Endpoint {
             headers: HeaderMap::new(),
             capabilities: Capabilities::READ,
             resting_until: Mutex::new(None),
+            ranges: Ranges::default(),
         })
     }
 
@@ -127,6 +139,7 @@ impl Endpoint {
             headers: HeaderMap::new(),
             capabilities: Capabilities::ALL,
             resting_until: Mutex::new(None),
+            ranges: Ranges::default(),
         })
     }
 
@@ -142,6 +155,13 @@ impl Endpoint {
             capabilities,
             ..self
         }
+    }
+
+    /// The same by HTTPS.
+    pub(super) fn encrypted(mut self) -> Self {
+        // Fails only for schemes that a host never has.
+        let _ = self.base.set_scheme("https");
+        self
     }
 
     /// The URL of `path` below the repository. A mirror is told whose repository is meant.
@@ -173,6 +193,20 @@ impl Endpoint {
             Purpose::Resolve => self.capabilities.resolve,
             Purpose::Push => self.capabilities.push,
         }
+    }
+
+    /// Notes how a range was answered that is not the whole blob.
+    pub(crate) fn answered_range(&self, served: bool) {
+        let known = match served {
+            true => &self.ranges.served,
+            false => &self.ranges.ignored,
+        };
+        known.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether ranges have always been served, and at least once.
+    pub(crate) fn serves_ranges(&self) -> bool {
+        self.ranges.served.load(Ordering::Relaxed) && !self.ranges.ignored.load(Ordering::Relaxed)
     }
 
     /// Distinguishes endpoints in caches.

@@ -1,9 +1,11 @@
-//! containerd's `hosts.toml` (its document "Registry Configuration - Introduction").
+//! containerd's `hosts.toml` (its document "Registry Configuration - Introduction"), and Docker's certificates in the
+//! host's directory without such a file.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
@@ -17,12 +19,16 @@ use super::endpoint::{Capabilities, Endpoint};
 
 const MAX_FILE: u64 = 1 << 20;
 
-/// A `hosts.toml` as it was read.
+/// A `hosts.toml` as it was read. Another one when a certificate that it names has changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct HostsFile {
     path: PathBuf,
     text: String,
+    certificates: Vec<Stamp>,
 }
+
+/// By which a change of a file is seen: size and time, if there is one.
+type Stamp = (PathBuf, Option<(u64, SystemTime)>);
 
 /// The order of `host` is that of the file, which counts: it is taken from the spans.
 #[derive(Deserialize)]
@@ -73,7 +79,7 @@ impl OneOrMany {
 
 impl HostsFile {
     /// The first of `<dir>/<host>/hosts.toml`, with a port as `host_port_` or `host:port`, and
-    /// `<dir>/_default/hosts.toml`, over all `dirs`.
+    /// `<dir>/_default/hosts.toml`, over all `dirs`; certificates in such a directory stand for a file.
     pub(super) fn find(dirs: &[PathBuf], host: &str) -> Result<Option<Self>, Problem> {
         let escaped = host
             .rsplit_once(':')
@@ -85,12 +91,76 @@ impl HostsFile {
             .collect();
         for dir in dirs {
             for name in &names {
-                if let Some(file) = Self::read(dir.join(name).join("hosts.toml"))? {
-                    return Ok(Some(file));
+                let dir = dir.join(name);
+                let file = match Self::read(dir.join("hosts.toml"))? {
+                    None => Self::of_certificates(&dir)?,
+                    file => file,
+                };
+                if file.is_some() {
+                    return Ok(file);
                 }
             }
         }
         Ok(None)
+    }
+
+    /// What `*.crt` (authorities) and `*.cert` with `*.key` (the client's) in `dir` would be in a `hosts.toml`.
+    fn of_certificates(dir: &Path) -> Result<Option<Self>, Problem> {
+        let failed = |error: std::io::Error| Problem::Setup {
+            detail: format!("{}: {error}", dir.display()),
+        };
+        let entries = match std::fs::read_dir(dir) {
+            Ok(entries) => entries,
+            Err(error) if is_missing(&error) => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        let names = entries.map(|entry| Ok(PathBuf::from(entry?.file_name())));
+        let mut names = names
+            .collect::<std::io::Result<Vec<PathBuf>>>()
+            .map_err(failed)?;
+        names.sort();
+        let (mut authorities, mut clients) = (Vec::new(), Vec::new());
+        for name in &names {
+            let text = |name: &Path| name.to_str().map(str::to_owned);
+            match name.extension().and_then(|extension| extension.to_str()) {
+                Some("crt") => authorities.extend(text(name)),
+                Some("cert") => {
+                    let pair = [text(name), text(&name.with_extension("key"))];
+                    clients.push(pair.into_iter().flatten().collect::<Vec<_>>());
+                }
+                _ => {}
+            }
+        }
+        if authorities.is_empty() && clients.is_empty() {
+            return Ok(None);
+        }
+        let mut table = toml::Table::new();
+        table.insert(String::from("ca"), authorities.into());
+        if !clients.is_empty() {
+            table.insert(String::from("client"), clients.into());
+        }
+        Ok(Some(Self::new(dir.join("hosts.toml"), table.to_string())))
+    }
+
+    fn new(path: PathBuf, text: String) -> Self {
+        let mut file = Self {
+            path,
+            text,
+            certificates: Vec::new(),
+        };
+        let dir = file.dir().to_owned();
+        // What is malformed is said when it is used.
+        let listing = file.parse::<Listing>().ok();
+        let own = file.parse::<Settings>().ok();
+        let hosts = listing.iter().flat_map(|listing| listing.host.values());
+        let settings = hosts.map(Spanned::get_ref).chain(&own);
+        let paths = settings.flat_map(|settings| settings.tls(&dir).files());
+        file.certificates = paths.map(stamp).collect();
+        file
+    }
+
+    fn dir(&self) -> &Path {
+        self.path.parent().unwrap_or_else(|| Path::new("/"))
     }
 
     fn read(path: PathBuf) -> Result<Option<Self>, Problem> {
@@ -99,18 +169,14 @@ impl HostsFile {
         };
         let file = match File::open(&path) {
             Ok(file) => file,
-            Err(error)
-                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
-            {
-                return Ok(None);
-            }
+            Err(error) if is_missing(&error) => return Ok(None),
             Err(error) => return Err(failed(error)),
         };
         let mut text = String::new();
         file.take(MAX_FILE)
             .read_to_string(&mut text)
             .map_err(failed)?;
-        Ok(Some(Self { path, text }))
+        Ok(Some(Self::new(path, text)))
     }
 
     /// The hosts of the file, then its `server`, by default `origin`. Reads certificates.
@@ -136,6 +202,9 @@ impl HostsFile {
             Some(server) => endpoint(server, &own)?,
             None => {
                 let client = self.client(&own, config, shared)?;
+                // A loopback host with certificates of its own is not meant to be spoken to without.
+                let plain = config.plain_http || own.tls(self.dir()) == HostTls::default();
+                let origin = if plain { origin } else { origin.encrypted() };
                 origin.set_up(client, own.capabilities(), self.headers(&own)?)
             }
         });
@@ -163,7 +232,7 @@ impl HostsFile {
         config: &RegistryConfig,
         shared: &reqwest::Client,
     ) -> Result<reqwest::Client, Problem> {
-        let tls = settings.tls(self.path.parent().unwrap_or_else(|| Path::new("/")));
+        let tls = settings.tls(self.dir());
         if tls == HostTls::default() {
             Ok(shared.clone())
         } else {
@@ -202,12 +271,26 @@ impl HostsFile {
     }
 }
 
+fn is_missing(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+}
+
+fn stamp(path: PathBuf) -> Stamp {
+    let look = |path: &Path| {
+        let found = path.metadata().ok()?;
+        Some((found.len(), found.modified().ok()?))
+    };
+    let seen = look(&path);
+    (path, seen)
+}
+
 /// For [`crate::hostile`]: some file, up to where certificates would be read.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn probe(text: &str) {
     let file = HostsFile {
         path: PathBuf::from("/hosts.toml"),
         text: text.to_owned(),
+        certificates: Vec::new(),
     };
     let listing = file.parse::<Listing>();
     let hosts = listing.iter().flat_map(|listing| listing.host.values());

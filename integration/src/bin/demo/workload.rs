@@ -73,7 +73,9 @@ pub(crate) fn publish(scratch: &Scratch, registry: &DockerRegistry) -> Result<Wo
     let indexed = Layout::open(&scratch.path().join("indexed"));
     let how = Indexing {
         span_size: 4 << 20,
-        min_layer_size: 0,
+        compact: "yes",
+        compact_span_size: 1 << 20,
+        ..Indexing::default()
     };
     convert(&Soci::alone(scratch)?, layout.path(), indexed.path(), how)?;
     progress(&format!(

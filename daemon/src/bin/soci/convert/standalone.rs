@@ -140,7 +140,11 @@ impl Contents {
         for (_, manifest) in &conversion.manifests {
             contents.need(manifest.layers.iter().chain([&manifest.config]));
         }
-        for (_, index) in &converted.indexed {
+        for (index, ..) in converted
+            .indexed
+            .iter()
+            .flat_map(|(_, indexes)| indexes.all())
+        {
             contents.need(index.blobs());
         }
         for entry in &conversion.image_index.manifests {

@@ -125,7 +125,10 @@ async fn index(
         Ok(store) => store,
         Err(error) => return findings.skipped(CHECK, format!("no room for it: {error:#}")),
     };
-    let modes = Modes { v1: true, v2: true };
+    let modes = Modes {
+        v1: true,
+        ..Modes::default()
+    };
     let discovery = Discovery::new(registry.clone(), store, modes);
     let query = ImageQuery {
         image: reference.clone(),
@@ -144,9 +147,7 @@ async fn index(
     };
     let layers = &found.manifest.layers;
     let total: u64 = layers.iter().map(|layer| layer.size).sum();
-    let lazy = layers
-        .iter()
-        .filter(|layer| index.ztoc(&layer.digest).is_some());
+    let lazy = layers.iter().filter(|layer| index.has(&layer.digest));
     let (count, lazy_bytes) =
         lazy.fold((0, 0), |(count, sum), layer| (count + 1, sum + layer.size));
     let text = format!(

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use proto::spanshot::control::v1 as api;
 
-use super::value::Totals;
+use super::value::{Totals, fuse_requests, over};
 use crate::control_client::images;
 use crate::paint::{Colour, Paint, bytes, micros, percent, printable};
 
@@ -68,11 +68,29 @@ pub(super) fn text(view: &api::View, spans: &[api::LayerSpans]) -> String {
             totals.failed_reads
         ),
     );
+    let over = over(totals.bytes_decoded, view.bytes_read);
+    line(
+        "work",
+        &format!(
+            "{} FUSE requests, {} spans decoded{}, {} copied",
+            fuse_requests(view),
+            totals.decoded,
+            over.map_or_else(String::new, |over| format!(
+                " ({over:.2} bytes for each byte read)"
+            )),
+            bytes(totals.copied)
+        ),
+    );
     for (number, (layer, spans)) in view.layers.iter().zip(spans).enumerate().rev() {
         let _ = writeln!(
             text,
-            "\nlayer {number} {}\n  {} of {} spans of {}, {} requests, {} fetched, {} hits, {} misses",
+            "\nlayer {number} {}{}\n  {} of {} spans of {}, {} requests, {} fetched, {} hits, {} misses",
             layer.digest,
+            if layer.compact {
+                ", by its compact zTOC"
+            } else {
+                ""
+            },
             layer.spans_present,
             layer.spans,
             bytes(layer.uncompressed_size),

@@ -40,6 +40,12 @@ fn view(view: &api::View) -> Value {
         "hits": totals.hits,
         "misses": totals.misses,
         "failed_reads": totals.failed_reads,
+        "fuse_requests": fuse_requests(view),
+        "spans_decoded": totals.decoded,
+        "bytes_decoded": totals.bytes_decoded,
+        "decoded_over_read": over(totals.bytes_decoded, view.bytes_read),
+        "bytes_copied": totals.copied,
+        "bytes_on_disk": totals.on_disk,
         "waits": view.waits,
         "wait_p50_us": view.wait_p50_micros,
         "wait_p99_us": view.wait_p99_micros,
@@ -48,6 +54,17 @@ fn view(view: &api::View) -> Value {
         }).collect::<serde_json::Map<_, _>>(),
         "layers": view.layers.iter().map(layer).collect::<Vec<_>>(),
     })
+}
+
+/// All that the kernel has asked for.
+pub(super) fn fuse_requests(view: &api::View) -> u64 {
+    view.operations.iter().map(|it| it.requests).sum()
+}
+
+/// How many times as much the one is; none if the other is nothing.
+#[expect(clippy::cast_precision_loss, reason = "shown with two decimals")]
+pub(super) fn over(bytes: u64, of: u64) -> Option<f64> {
+    (of > 0).then(|| (bytes as f64 / of as f64 * 100.0).round() / 100.0)
 }
 
 fn container(container: &api::Container) -> Value {
@@ -65,7 +82,10 @@ fn layer(layer: &api::Layer) -> Value {
         "hits": layer.hits, "misses": layer.misses, "failed_reads": layer.failed_reads,
         "bytes_served": layer.bytes_served, "registry_requests": layer.requests,
         "failed_requests": layer.failed_requests, "bytes_fetched": layer.bytes_fetched,
-        "bad_spans": layer.bad_spans,
+        "bad_spans": layer.bad_spans, "spans_decoded": layer.spans_decoded, "bytes_decoded": layer.bytes_decoded,
+        "spans_filled": layer.spans_filled, "spans_evicted": layer.spans_evicted, "stragglers": layer.stragglers,
+        "cold_hits": layer.cold_hits, "bytes_copied": layer.bytes_copied, "bytes_on_disk": layer.bytes_on_disk,
+        "ztoc": if layer.compact { "compact" } else { "zTOC" },
     })
 }
 
@@ -106,6 +126,10 @@ pub(super) struct Totals {
     pub(super) hits: u64,
     pub(super) misses: u64,
     pub(super) failed_reads: u64,
+    pub(super) decoded: u64,
+    pub(super) bytes_decoded: u64,
+    pub(super) copied: u64,
+    pub(super) on_disk: u64,
 }
 
 impl Totals {
@@ -122,6 +146,10 @@ impl Totals {
             sum.hits += layer.hits;
             sum.misses += layer.misses;
             sum.failed_reads += layer.failed_reads;
+            sum.decoded += layer.spans_decoded;
+            sum.bytes_decoded += layer.bytes_decoded;
+            sum.copied += layer.bytes_copied;
+            sum.on_disk += layer.bytes_on_disk;
         }
         sum
     }

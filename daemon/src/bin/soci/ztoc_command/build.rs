@@ -1,13 +1,15 @@
-//! `soci ztoc build`: a layer file in, a zTOC out.
+//! `soci ztoc build` and `soci ztoc compact`: a layer file in, a zTOC out.
 
 use std::fs::{File, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use ztoc::builder::{self, BuildOptions, Built};
+use ztoc::compact::{self, InMemory};
 use ztoc::index::BUILD_TOOL;
 use ztoc::{Compression, Digest, SpanSize};
 
@@ -31,23 +33,63 @@ pub(crate) struct Arguments {
     build_tool: String,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct CompactArguments {
+    /// Layer blob: a tar, plain or gzip; - is standard input
+    #[arg(value_name = "LAYER-FILE")]
+    layer: PathBuf,
+    /// Where the compact zTOC goes; - is standard output
+    #[arg(long, short, value_name = "FILE")]
+    output: PathBuf,
+    /// Uncompressed bytes between checkpoints
+    #[arg(long, default_value = "1048576", value_parser = span_size,
+        allow_hyphen_values = true, value_name = "BYTES")]
+    span_size: SpanSize,
+}
+
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     tokio::task::spawn_blocking(move || build(&arguments)).await?
 }
 
+pub(crate) async fn run_compact(arguments: CompactArguments) -> Result<()> {
+    tokio::task::spawn_blocking(move || build_compact(&arguments)).await?
+}
+
 fn build(arguments: &Arguments) -> Result<()> {
-    let name = arguments.layer.display();
-    let built = read(arguments).with_context(|| format!("layer {name}"))?;
+    let options = BuildOptions {
+        span_size: arguments.span_size,
+        build_tool: arguments.build_tool.clone(),
+    };
+    let built = read(&arguments.layer, &options, None)?;
+    let spans = built.ztoc.spans().count();
     let bytes = built.ztoc.encode();
+    report("ztoc", &built, &bytes, &arguments.output, spans)
+}
+
+fn build_compact(arguments: &CompactArguments) -> Result<()> {
+    let options = BuildOptions {
+        span_size: SpanSize::DEFAULT,
+        build_tool: BUILD_TOOL.to_owned(),
+    };
+    let built = read(&arguments.layer, &options, Some(arguments.span_size))?;
+    let bytes = built.encode_compact().context("it was not asked for")??;
+    let compact = compact::decode(&bytes, Arc::new(InMemory::new(bytes.clone())))?;
     let output = &arguments.output;
-    write(output, &bytes).with_context(|| format!("cannot write {}", output.display()))?;
-    let digest = Digest::of(&bytes);
-    let report = format!(
-        "layer {} -> ztoc {digest}\nsize {}\nspans {}\n",
-        built.layer_digest,
-        bytes.len(),
-        built.ztoc.spans().count()
-    );
+    report(
+        "compact ztoc",
+        &built,
+        &bytes,
+        output,
+        compact.spans.count(),
+    )
+}
+
+/// Writes the output and says what it is.
+fn report(form: &str, built: &Built, bytes: &[u8], output: &Path, spans: u32) -> Result<()> {
+    write(output, bytes).with_context(|| format!("cannot write {}", output.display()))?;
+    let (layer, digest) = (built.layer_digest, Digest::of(bytes));
+    let size = bytes.len();
+    let report = format!("layer {layer} -> {form} {digest}\nsize {size}\nspans {spans}\n");
     if is_dash(output) {
         io::stderr().write_all(report.as_bytes())?;
     } else {
@@ -56,11 +98,15 @@ fn build(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn read(arguments: &Arguments) -> Result<Built> {
-    let (layer, size): (Box<dyn Read>, u64) = if is_dash(&arguments.layer) {
+fn read(path: &Path, options: &BuildOptions, compact: Option<SpanSize>) -> Result<Built> {
+    read_layer(path, options, compact).with_context(|| format!("layer {}", path.display()))
+}
+
+fn read_layer(path: &Path, options: &BuildOptions, compact: Option<SpanSize>) -> Result<Built> {
+    let (layer, size): (Box<dyn Read>, u64) = if is_dash(path) {
         (Box::new(io::stdin()), 0)
     } else {
-        let file = File::open(&arguments.layer)?;
+        let file = File::open(path)?;
         let size = file.metadata()?.len();
         (Box::new(file), size)
     };
@@ -73,11 +119,10 @@ fn read(arguments: &Arguments) -> Result<Built> {
         },
     );
     let compression = compression_of(layer.fill_buf()?)?;
-    let options = BuildOptions {
-        span_size: arguments.span_size,
-        build_tool: arguments.build_tool.clone(),
+    let built = match compact {
+        Some(compact) => builder::build_both(compression, layer, options, compact),
+        None => builder::build(compression, layer, options),
     };
-    let built = builder::build(compression, layer, &options);
     bar.done();
     Ok(built?)
 }

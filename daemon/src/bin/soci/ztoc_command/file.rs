@@ -86,7 +86,13 @@ pub(super) async fn open_layer(
         return Ok(Box::new(file));
     }
     let record = source.record.as_ref().map(|record| &record.kind);
-    let (Some(session), Some(ArtifactKind::Ztoc { layer, .. })) = (&source.session, record) else {
+    let layer = match record {
+        Some(ArtifactKind::Ztoc { layer, .. } | ArtifactKind::CompactZtoc { layer, .. }) => {
+            Some(layer)
+        }
+        _ => None,
+    };
+    let (Some(session), Some(layer)) = (&source.session, layer) else {
         bail!(
             "which layer zTOC {} describes is not recorded here: give --layer",
             source.name

@@ -4,9 +4,10 @@ use std::io::Write;
 
 use anyhow::Result;
 use serde::Serialize;
-use ztoc::{Entry, SpanId, SpanTable, UncompressedOffset};
+use ztoc::{Digest, Entry, SpanId, SpanTable, UncompressedOffset};
 
 use super::ZtocSource;
+use crate::layers::AnyZtoc;
 
 /// Keys and their order are the original's.
 #[derive(Debug, Serialize)]
@@ -18,7 +19,39 @@ struct Info {
     num_spans: u32,
     num_files: usize,
     num_multi_span_files: usize,
+    /// Only of a compact zTOC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    compact: Option<CompactInfo>,
     files: Vec<FileInfo>,
+}
+
+/// What only a compact zTOC says.
+#[derive(Debug, Serialize)]
+struct CompactInfo {
+    layer: Digest,
+    /// Bytes that a mount needs.
+    head_size: usize,
+}
+
+impl CompactInfo {
+    fn of(ztoc: &AnyZtoc) -> Option<Self> {
+        match ztoc {
+            AnyZtoc::Ztoc(_) => None,
+            AnyZtoc::Compact(compact) => Some(Self {
+                layer: compact.layer,
+                head_size: compact.head_len,
+            }),
+        }
+    }
+}
+
+/// Version and build tool.
+fn names(ztoc: &AnyZtoc) -> (String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    match ztoc {
+        AnyZtoc::Ztoc(ztoc) => (text(ztoc.version()), text(ztoc.build_tool())),
+        AnyZtoc::Compact(_) => (String::from("compact 1"), String::new()),
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -33,15 +66,17 @@ struct FileInfo {
 
 pub(super) async fn run(source: ZtocSource) -> Result<()> {
     let ztoc = source.decode().await?;
-    let spans = ztoc.spans();
-    let entries = ztoc.toc().entries();
-    let files: Vec<_> = entries
+    let (version, build_tool) = names(&ztoc);
+    let compact = CompactInfo::of(&ztoc);
+    let (toc, spans) = ztoc.into_parts();
+    let files: Vec<_> = toc
+        .entries()
         .iter()
-        .map(|entry| file_info(entry, spans))
+        .map(|entry| file_info(entry, &spans))
         .collect();
     let info = Info {
-        version: String::from_utf8_lossy(ztoc.version()).into_owned(),
-        build_tool: String::from_utf8_lossy(ztoc.build_tool()).into_owned(),
+        version,
+        build_tool,
         size: source.bytes.len() as u64,
         span_size: spans.span_size().map_or(0, ztoc::SpanSize::bytes),
         num_spans: spans.count(),
@@ -50,6 +85,7 @@ pub(super) async fn run(source: ZtocSource) -> Result<()> {
             .iter()
             .filter(|it| it.start_span != it.end_span)
             .count(),
+        compact,
         files,
     };
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());

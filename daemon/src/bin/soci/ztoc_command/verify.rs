@@ -6,10 +6,11 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
 use ztoc::builder::{self, BuildOptions};
-use ztoc::{CompressedSpan, SpanBuffer, SpanSize, Ztoc};
+use ztoc::{CompressedSpan, Digest, SpanBuffer, SpanSize, SpanTable, Toc};
 
 use super::ZtocSource;
 use super::file::{LayerReader, open_layer};
+use crate::layers::AnyZtoc;
 use crate::options::Globals;
 use crate::progress::Progress;
 
@@ -26,13 +27,18 @@ pub(crate) struct Arguments {
 pub(super) async fn run(globals: &Globals, arguments: Arguments) -> Result<()> {
     let source = ZtocSource::find(globals, &arguments.ztoc).await?;
     let ztoc = source.decode().await?;
+    let named = match &ztoc {
+        AnyZtoc::Ztoc(_) => None,
+        AnyZtoc::Compact(compact) => Some(compact.layer),
+    };
+    let (toc, table) = ztoc.into_parts();
     let layer = arguments.layer.as_deref();
     let spans_of = open_layer(layer, &source, 0).await?;
     let members_of = open_layer(layer, &source, 0).await?;
-    let (spans, files) = (ztoc.spans().count(), ztoc.toc().entries().len());
+    let (spans, files) = (table.count(), toc.entries().len());
     let check = move || {
-        check_spans(&ztoc, LayerReader::new(spans_of, 0))?;
-        check_members(&ztoc, members_of)
+        check_spans(&table, LayerReader::new(spans_of, 0))?;
+        check_members(&toc, &table, named, members_of)
     };
     let checked = tokio::task::spawn_blocking(check).await?;
     checked.with_context(|| format!("zTOC {}", source.name))?;
@@ -47,8 +53,7 @@ pub(super) async fn run(globals: &Globals, arguments: Arguments) -> Result<()> {
 }
 
 /// Every span has its digest and inflates to its length.
-fn check_spans(ztoc: &Ztoc, mut layer: LayerReader) -> Result<()> {
-    let table = ztoc.spans();
+fn check_spans(table: &SpanTable, mut layer: LayerReader) -> Result<()> {
     let mut buffer = SpanBuffer::default();
     for id in table.ids() {
         let range = table.compressed(id);
@@ -63,14 +68,22 @@ fn check_spans(ztoc: &Ztoc, mut layer: LayerReader) -> Result<()> {
 }
 
 /// The table of contents is what the layer's tar says. Digests of spans do not vouch for it.
-fn check_members(ztoc: &Ztoc, layer: Box<dyn std::io::Read + Send>) -> Result<()> {
+fn check_members(
+    toc: &Toc,
+    spans: &SpanTable,
+    named: Option<Digest>,
+    layer: Box<dyn std::io::Read + Send>,
+) -> Result<()> {
     let options = BuildOptions {
-        span_size: ztoc.spans().span_size().unwrap_or(SpanSize::DEFAULT),
+        span_size: spans.span_size().unwrap_or(SpanSize::DEFAULT),
         build_tool: String::new(),
     };
-    let built = builder::build(ztoc.spans().compression(), layer, &options);
+    let built = builder::build(spans.compression(), layer, &options);
     let built = built.context("the layer cannot be read as a tar")?;
-    let (listed, real) = (ztoc.toc().entries(), built.ztoc.toc().entries());
+    if let Some(named) = named.filter(|named| *named != built.layer_digest) {
+        bail!("it is for layer {named}; do not use this zTOC for another");
+    }
+    let (listed, real) = (toc.entries(), built.ztoc.toc().entries());
     for (listed, real) in listed.iter().zip(real) {
         if listed != real {
             let name = crate::paint::printable(&listed.name);

@@ -1,0 +1,188 @@
+//! What is stored for a layer beside its spans: a zTOC, or a compact zTOC of which windows may be missing.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::sync::Arc;
+
+use ztoc::compact::{self, CompactError, InMemory};
+use ztoc::error::DecodeError;
+use ztoc::unit::ByteLen as _;
+use ztoc::{Digest, SpanId, SpanTable, Ztoc};
+
+use super::kept_ztoc::KeptZtoc;
+use super::record::Origin;
+use super::store::{LayerError, MAX_SPAN, MAX_ZTOC_SIZE, NewLayer, io_error};
+use super::windows::Windows;
+
+/// Bytes of a zTOC from which on a second thread pays.
+const LARGE: usize = 1 << 20;
+
+/// Checks the zTOC of a layer to be stored, compact or not, and makes its record.
+pub(super) fn described(new: &NewLayer) -> Result<Origin, LayerError> {
+    let (layer, ztoc) = (new.layer, new.ztoc);
+    if !compact::is_compact(&new.bytes) {
+        let decoded = Ztoc::decode(&new.bytes);
+        let decoded = decoded.map_err(|source| no_ztoc(&layer, &ztoc, source))?;
+        check(&layer, new.size, decoded.spans())?;
+        return Ok(Origin::new(new, decoded.spans().compressed_size()));
+    }
+    let decoded = compact::decode(&new.bytes, Arc::new(InMemory::new(Vec::new())));
+    let decoded = decoded.map_err(|source| no_compact(&layer, &ztoc, source))?;
+    if decoded.layer != layer {
+        let actual = decoded.layer;
+        return Err(LayerError::OtherLayer {
+            layer,
+            ztoc,
+            actual,
+        });
+    }
+    check(&layer, new.size, &decoded.spans)?;
+    let head = Digest::of(&new.bytes[..decoded.head_len]);
+    let origin = Origin::new(new, decoded.spans.compressed_size());
+    Ok(origin.with_head(decoded.head_len as u64, head, decoded.blob_len))
+}
+
+fn no_compact(layer: &Digest, ztoc: &Digest, source: CompactError) -> LayerError {
+    LayerError::Compact {
+        layer: *layer,
+        ztoc: *ztoc,
+        source: Box::new(source),
+    }
+}
+
+fn no_ztoc(layer: &Digest, ztoc: &Digest, source: DecodeError) -> LayerError {
+    LayerError::Ztoc {
+        layer: *layer,
+        ztoc: *ztoc,
+        source: Box::new(source),
+    }
+}
+
+/// What a zTOC must fulfil beyond being well-formed.
+pub(super) fn check(
+    layer: &Digest,
+    size: Option<u64>,
+    spans: &SpanTable,
+) -> Result<(), LayerError> {
+    let actual = spans.compressed_size();
+    if let Some(expected) = size.filter(|&expected| expected != actual) {
+        return Err(LayerError::Size {
+            layer: *layer,
+            expected,
+            actual,
+        });
+    }
+    for span in (0..spans.count()).map(SpanId) {
+        let bytes = spans
+            .compressed(span)
+            .byte_len()
+            .max(spans.uncompressed(span).byte_len());
+        if bytes > MAX_SPAN {
+            return Err(LayerError::Span {
+                layer: *layer,
+                span,
+                bytes,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// What is stored for a layer: the zTOC, or the head of a compact zTOC.
+pub(super) struct Stored {
+    pub(super) record: Origin,
+    /// Of the bytes, as they should be.
+    digest: Digest,
+    kept: KeptZtoc,
+    bytes: Vec<u8>,
+}
+
+/// A layer's names and spans, and where the windows are, if they may be missing.
+type Decoded = (fuse::LayerTree, SpanTable, Option<Windows>);
+
+impl Stored {
+    /// What it describes. A large one is compared with its digest while it is decoded: decoding is safe whatever
+    /// the bytes are, and nothing comes of it if they are not the right ones.
+    pub(super) fn decode(self, layer: &Digest) -> Result<Decoded, LayerError> {
+        let Self {
+            record,
+            digest,
+            kept,
+            bytes,
+        } = self;
+        let damaged = || LayerError::Damaged { layer: *layer };
+        if bytes.len() < LARGE {
+            return match Digest::of(&bytes) == digest {
+                true => decode(layer, &record, kept, &bytes),
+                false => Err(damaged()),
+            };
+        }
+        std::thread::scope(|scope| {
+            let hash = scope.spawn(|| Digest::of(&bytes) == digest);
+            let decoded = decode(layer, &record, kept, &bytes);
+            match hash.join() {
+                Ok(true) => decoded,
+                _ => Err(damaged()),
+            }
+        })
+    }
+}
+
+fn decode(
+    layer: &Digest,
+    record: &Origin,
+    kept: KeptZtoc,
+    bytes: &[u8],
+) -> Result<Decoded, LayerError> {
+    let ztoc = record.ztoc();
+    let kept = Arc::new(kept);
+    let Some(blob_len) = record.blob_len() else {
+        let decoded = Ztoc::decode_lean(bytes, kept);
+        let (toc, spans) = decoded.map_err(|source| no_ztoc(layer, &ztoc, source))?;
+        return Ok((fuse::LayerTree::new(toc), spans, None));
+    };
+    let blob = Arc::clone(&kept);
+    let decoded = compact::decode(bytes, blob);
+    let decoded = decoded.map_err(|source| no_compact(layer, &ztoc, source))?;
+    let windows = Windows::new(kept, ztoc, blob_len);
+    Ok((
+        fuse::LayerTree::new(decoded.toc),
+        decoded.spans,
+        Some(windows),
+    ))
+}
+
+/// Reads it. Blocks on file I/O.
+pub(super) fn read_ztoc(dir: &Path, layer: &Digest) -> Result<Stored, LayerError> {
+    let failed = |path: &Path, source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => LayerError::Missing(*layer),
+        io::ErrorKind::InvalidData => LayerError::Damaged { layer: *layer },
+        _ => io_error(path, source),
+    };
+    let origin = dir.join("origin");
+    let record = Origin::read(&origin, layer).map_err(|source| failed(&origin, source))?;
+    let (len, digest) = match record.head() {
+        Some((len, digest)) => (Some(len), digest),
+        None => (None, record.ztoc()),
+    };
+    let path = dir.join("ztoc");
+    let (kept, bytes) =
+        KeptZtoc::open(&path, len, MAX_ZTOC_SIZE).map_err(|source| failed(&path, source))?;
+    Ok(Stored {
+        record,
+        digest,
+        kept,
+        bytes,
+    })
+}
+
+/// Writes `bytes`; the file is as long as `len` says, with zeros at its end.
+pub(super) fn write_synced(path: &Path, bytes: &[u8], len: Option<u64>) -> io::Result<()> {
+    let mut file = File::create_new(path)?;
+    file.write_all(bytes)?;
+    if let Some(len) = len {
+        file.set_len(len)?;
+    }
+    file.sync_all()
+}

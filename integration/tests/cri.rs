@@ -1,0 +1,145 @@
+//! As a kubelet drives it: pods and images through containerd's CRI plugin, and credentials through our image service.
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use integration::busybox::{self, noise};
+use integration::command::until;
+use integration::cri::Kubelet;
+use integration::host::{Host, Indexing, ON_DEMAND, convert, sha256_hex, small_layers};
+use integration::push::{push, put};
+use integration::registry::{Auth, ScriptedRegistry};
+use integration::snapshotter::CONTAINERD;
+use integration::{Containerd, DockerRegistry, Layout, Scratch, Snapshotter};
+use nix::sys::signal::Signal;
+
+/// How long garbage may stay.
+const COLLECTED: Duration = Duration::from_secs(30);
+const SLEEP: [&str; 2] = ["/bin/sleep", "1000"];
+/// More than have room in the labels that tell of the layers above: containerd cuts them off at 4096 bytes.
+const LAYERS: usize = 40;
+
+/// A node of Kubernetes without a kubelet.
+fn node(config: &str) -> Host {
+    let scratch = Scratch::new().unwrap();
+    let registry = DockerRegistry::start(&scratch).unwrap();
+    let pause = registry.reference("pause:1");
+    let layout = Layout::create(&scratch.dir("layouts").unwrap().join("pause")).unwrap();
+    let layer = layout.add_gzip_layer(&busybox::layer().unwrap()).unwrap();
+    layout.add_image(&[layer], &SLEEP, "latest").unwrap();
+    push(&layout, &pause).unwrap();
+    let containerd = Containerd::start_for_pods(&scratch, &pause).unwrap();
+    let snapshotter = Snapshotter::start(&scratch, &containerd, config).unwrap();
+    Host {
+        containerd,
+        snapshotter,
+        registry,
+        scratch,
+    }
+}
+
+fn lazy_layers(host: &Host) -> usize {
+    host.snapshotter
+        .log()
+        .matches("layer is served lazily")
+        .count()
+}
+
+#[test]
+fn a_pod_lives_and_dies_by_cri_on_a_lazy_image_of_many_layers() {
+    let host = node(ON_DEMAND);
+    let names: Vec<String> = (1..LAYERS).map(|number| format!("f{number}")).collect();
+    let content = noise(2 << 20);
+    let files: Vec<(&str, &[u8])> = names
+        .iter()
+        .map(|name| (name.as_str(), name.as_bytes()))
+        .chain([("large", &content[..])])
+        .collect();
+    let image = host.publish_files("app", &files).unwrap();
+    let socket = host.containerd.socket();
+    let mut kubelet = Kubelet::new(&socket, &socket).unwrap();
+    assert!(kubelet.version().unwrap().starts_with("containerd"));
+
+    let pod = kubelet.run_pod("pod").unwrap();
+    let id = kubelet.pull(&image.reference, None).unwrap();
+    assert_eq!(lazy_layers(&host), LAYERS + 1, "{}", host.snapshotter.log());
+    let known = kubelet.image(&image.reference).unwrap().unwrap();
+    assert_eq!(known.id, id);
+    let container = kubelet.start(&pod, &id, &SLEEP).unwrap();
+    let script = "cat /f1 /f39; sha256sum /large";
+    let read = kubelet.output(&container, &["/bin/sh", "-c", script]);
+    let expected = format!("f1f39{}  /large\n", sha256_hex(&content));
+    assert_eq!(read.unwrap(), expected);
+    let failed = kubelet.exec(&container, &["/bin/sh", "-c", "exit 7"]);
+    assert_eq!(failed.unwrap().exit_code, 7);
+
+    // The pause image is unpacked, and its program takes a megabyte.
+    let used = until("the image file system is in use", COLLECTED, || {
+        let all = kubelet.image_file_systems()?;
+        let used = all.first().and_then(|one| one.used_bytes);
+        Ok(used.filter(|used| used.value > 1 << 20))
+    });
+    used.unwrap();
+
+    kubelet.remove(&container).unwrap();
+    kubelet.remove_pod(pod).unwrap();
+    assert!(!host.snapshotter.layers().unwrap().is_empty());
+    kubelet.remove_image(&id).unwrap();
+    assert!(kubelet.image(&image.reference).unwrap().is_none());
+    until("the image's spans are freed", COLLECTED, || {
+        Ok(host.snapshotter.layers()?.is_empty().then_some(()))
+    })
+    .unwrap();
+    drop(kubelet);
+    host.finish().unwrap();
+}
+
+#[test]
+fn credentials_of_a_pull_serve_lazy_reads_also_of_the_next_daemon_and_go_with_the_image() {
+    let config = format!(
+        "{ON_DEMAND}[cri_keychain]\nenable_keychain = true\nimage_service_path = \"{CONTAINERD}\"\n"
+    );
+    let mut host = node(&config);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let private = runtime.block_on(ScriptedRegistry::start()).unwrap();
+    let content = noise(4 << 20);
+    let plain = host.layout("plain").unwrap();
+    let layers = small_layers(&plain, &[("file", &content)]).unwrap();
+    plain.add_image(&layers, &["sh"], "latest").unwrap();
+    let indexed = host.scratch.path().join("layouts/indexed");
+    let how = Indexing::default();
+    convert(&host.soci().unwrap(), plain.path(), &indexed, how).unwrap();
+    let image = put(&Layout::open(&indexed), &private, "team/app").unwrap();
+    private.set_auth(Auth::Basic {
+        user: String::from("user"),
+        password: String::from("secret-pass"),
+    });
+
+    let ours = host.containerd.snapshotter_socket();
+    let kept = ours.with_extension("credentials");
+    let mut kubelet = Kubelet::new(&host.containerd.socket(), &ours).unwrap();
+    let refused = kubelet.pull(&image, Some(("user", "wrong"))).unwrap_err();
+    assert!(format!("{refused:#}").contains("401"), "{refused:#}");
+    assert_eq!((lazy_layers(&host), kept.exists()), (0, false));
+    let id = kubelet.pull(&image, Some(("user", "secret-pass"))).unwrap();
+    assert_eq!(lazy_layers(&host), 2, "{}", host.snapshotter.log());
+    let pod = kubelet.run_pod("pod").unwrap();
+    let container = kubelet.start(&pod, &id, &SLEEP).unwrap();
+
+    host.snapshotter = host.snapshotter.restart(Signal::SIGKILL).unwrap();
+    let read = kubelet.output(&container, &["/bin/sh", "-c", "sha256sum /file"]);
+    assert_eq!(read.unwrap(), format!("{}  /file\n", sha256_hex(&content)));
+    assert!(!host.snapshotter.log().contains("secret-pass"));
+
+    until("containerd has redialled", COLLECTED, || {
+        Ok(host.ctr().reaches("soci").then_some(()))
+    })
+    .unwrap();
+    kubelet.remove(&container).unwrap();
+    kubelet.remove_pod(pod).unwrap();
+    assert!(kept.exists());
+    kubelet.remove_image(&id).unwrap();
+    assert!(!kept.exists());
+    drop(kubelet);
+    host.finish().unwrap();
+}
