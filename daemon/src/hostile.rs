@@ -19,7 +19,7 @@ use crate::snapshot::filter::Filters;
 use crate::snapshot::record::{Entry, Kind, Labels, Record, SnapshotId, Source};
 
 pub use answers::{kubelet, layout, manifest, prefetch, referrers, token};
-pub use calls::{control_call, snapshots_call, stored_record};
+pub use calls::{control_call, cri_call, snapshots_call, stored_record};
 
 /// A parser, by the name of its fuzz target.
 pub type Target = (&'static str, fn(&[u8]));
@@ -29,6 +29,7 @@ pub const TARGETS: &[Target] = &[
     ("config", config),
     ("challenge", challenge),
     ("control_call", control_call),
+    ("cri_call", cri_call),
     ("docker_config", docker_config),
     ("filter", filter),
     ("hosts_file", hosts_file),
