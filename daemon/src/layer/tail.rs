@@ -144,12 +144,12 @@ async fn bytes(layer: &Arc<Layer>) -> Result<Bytes, String> {
         return Err(format!("it is in {size} compressed bytes"));
     }
     let ticket = Arc::new(Ticket::new(Lane::Fill));
-    let first = spans.start..SpanId(spans.start.0 + 1);
-    let windows = layer.bring_windows(&first, &ticket).await;
-    windows.map_err(|failure| failure.detail)?;
     let Some(_room) = layer.engine.budget.acquire(size, &ticket).await else {
         return Err(String::from("the daemon ends"));
     };
+    let first = spans.start..SpanId(spans.start.0 + 1);
+    let windows = layer.bring_windows(&first, &ticket).await;
+    windows.map_err(|failure| failure.detail)?;
     add(&layer.counters.requests, 1);
     let bytes = layer
         .sources
