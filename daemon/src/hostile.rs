@@ -88,12 +88,17 @@ pub fn hosts_file(bytes: &[u8]) {
     probes::hosts_file(&String::from_utf8_lossy(bytes));
 }
 
-/// A SOCI index, or any other manifest.
+/// A SOCI index, a compact index, or any other manifest.
 pub fn index(bytes: &[u8]) {
     if let Ok(index) = SociIndex::parse(Digest::of(bytes), bytes) {
         for ztoc in &index.layers {
             let found = index.ztoc(&ztoc.layer);
             assert!(found.is_some_and(|found| found.layer == ztoc.layer));
+        }
+    }
+    if let Ok(index) = SociIndex::parse_compact(Digest::of(bytes), bytes) {
+        for layer in index.indexed() {
+            assert!(index.has(&layer) && !index.forms(&layer).is_empty());
         }
     }
     if let Ok(descriptor) = serde_json::from_slice::<Descriptor>(bytes) {

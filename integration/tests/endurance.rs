@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -405,7 +405,54 @@ fn signals_that_mean_nothing_to_the_daemon_do_not_end_it() {
         assert_eq!(host.snapshotter.holder().unwrap(), Some(holder), "{signal}");
         assert!(read_anew(&file).unwrap() == content, "{signal}");
     }
-    assert!(host.snapshotter.log().contains("SIGHUP is ignored"));
     host.ctr().remove_snapshot("soci", "kept").unwrap();
     host.finish().unwrap();
+}
+
+#[test]
+fn a_smaller_cache_in_the_configuration_holds_from_sighup_on() {
+    let mut host = Host::start(ON_DEMAND).unwrap();
+    let content = noise(16 * MIB);
+    let published = host.publish_files("reload", &[("file", &content)]).unwrap();
+    let file = view(&host, &published, "kept").join("file");
+    assert!(read_anew(&file).unwrap() == content);
+    let layers = host.snapshotter.root().join("layers");
+    assert!(allocated(&layers) > 12 << 20);
+    let config = host.scratch.path().join("soci/config.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let hang_up = |host: &Host| {
+        let pid = i32::try_from(host.snapshotter.pid()).unwrap();
+        kill(Pid::from_raw(pid), Signal::SIGHUP).unwrap();
+    };
+    // What is malformed changes nothing, and ends nothing.
+    fs::write(&config, "[layer_cache]\nmax_size = 1").unwrap();
+    hang_up(&host);
+    until("it is refused", Duration::from_secs(20), || {
+        let log = host.snapshotter.log();
+        Ok(log
+            .contains("the configuration stays as it is")
+            .then_some(()))
+    })
+    .unwrap();
+    fs::write(
+        &config,
+        format!("{text}\n[layer_cache]\nmax_size = \"4mb\"\n"),
+    )
+    .unwrap();
+    hang_up(&host);
+    until("the cache shrinks", Duration::from_secs(20), || {
+        Ok((allocated(&layers) < 8 << 20).then_some(()))
+    })
+    .unwrap();
+    assert!(host.snapshotter.is_running());
+    assert!(read_anew(&file).unwrap() == content);
+    host.ctr().remove_snapshot("soci", "kept").unwrap();
+    host.finish().unwrap();
+}
+
+/// Bytes that the files below `dir` take on disk.
+fn allocated(dir: &Path) -> u64 {
+    let entries = walkdir::WalkDir::new(dir).into_iter().flatten();
+    let files = entries.filter_map(|entry| entry.metadata().ok().filter(fs::Metadata::is_file));
+    files.map(|file| file.blocks() * 512).sum()
 }
