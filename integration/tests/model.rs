@@ -15,8 +15,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use integration::busybox::noise;
+use integration::command::until;
 use integration::ctr::Mounted;
 use integration::host::{Host, Indexing};
 use integration::push::put;
@@ -46,6 +48,8 @@ const STEPS: u64 = 70;
 /// All layers have more bytes than this.
 const LAYERS_SIZE: u64 = 5 << 20;
 const KEY: &str = "model";
+/// No failure may last as long.
+const SOON: Duration = Duration::from_secs(30);
 
 /// A xorshift generator.
 struct Random(u64);
@@ -306,11 +310,11 @@ impl World {
     fn heal(&mut self) {
         self.registry.clear_script();
         for (path, content) in &self.readers.original.files {
-            let right = (0..5).any(|_| {
+            let healed = until("a failure passes", SOON, || {
                 let read = self.readers.read(path, 0..content.len());
-                read.is_ok_and(|bytes| bytes == *content)
+                Ok(read.is_ok_and(|bytes| bytes == *content).then_some(()))
             });
-            assert!(right, "a failure has become permanent: {}", path.display());
+            healed.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         }
         self.readers.faulty.store(false, Ordering::SeqCst);
     }
