@@ -141,6 +141,7 @@ mod tests {
             "busybox",
             "python",
             "numpy",
+            "everything",
             "tensorflow",
             "pytorch",
             "redis",

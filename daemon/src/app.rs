@@ -57,11 +57,20 @@ pub struct App {
     images: Option<ImageService>,
 }
 
-#[derive(Debug)]
+/// What SIGHUP asks for. Blocks on file I/O.
+type Reload = Arc<dyn Fn() + Send + Sync>;
+
 struct Signals {
     interrupt: Signal,
     hangup: Signal,
     terminate: Signal,
+    reload: Option<Reload>,
+}
+
+impl std::fmt::Debug for Signals {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Signals").finish_non_exhaustive()
+    }
 }
 
 /// Why the daemon is to stop.
@@ -111,6 +120,13 @@ impl App {
             root,
             images: None,
         })
+    }
+
+    /// Has SIGHUP call `reload`, on a thread for blocking work.
+    #[must_use]
+    pub fn reloading(mut self, reload: impl Fn() + Send + Sync + 'static) -> Self {
+        self.signals.reload = Some(Arc::new(reload));
+        self
     }
 
     /// Serves the runtime interface's image service too, on the same socket.
@@ -184,6 +200,7 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
+            reload: None,
         })
     }
 
@@ -194,7 +211,9 @@ impl Signals {
                 _ = self.terminate.recv() => return Stop::Terminate,
                 // A terminal that is closed is no reason to end.
                 _ = self.hangup.recv() => {
-                    tracing::info!("SIGHUP is ignored: the configuration is read at the start only");
+                    if let Some(reload) = self.reload.clone() {
+                        tokio::task::spawn_blocking(move || reload());
+                    }
                 }
             }
         }

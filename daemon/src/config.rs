@@ -9,6 +9,7 @@ mod fetch;
 mod keychain;
 mod parse;
 mod pull;
+mod reload;
 
 use std::path::{Path, PathBuf};
 
@@ -25,6 +26,7 @@ pub use self::pull::{
     ByteSize, DecompressStream, ParallelPullConfig, PullModeConfig, PullModesConfig,
     SnapshotterConfig,
 };
+pub use self::reload::Reloader;
 
 /// Where the file is if the user names none; it may be absent then.
 pub const DEFAULT_PATH: &str = "/etc/soci-snapshotter-grpc/config.toml";

@@ -11,3 +11,5 @@ mod proxy;
 
 pub use self::keychain::Keychain;
 pub use self::proxy::ImageService;
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::proxy::probe;

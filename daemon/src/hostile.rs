@@ -19,7 +19,7 @@ use crate::snapshot::filter::Filters;
 use crate::snapshot::record::{Entry, Kind, Labels, Record, SnapshotId, Source};
 
 pub use answers::{kubelet, layout, manifest, prefetch, referrers, token};
-pub use calls::{control_call, snapshots_call, stored_record};
+pub use calls::{control_call, cri_call, snapshots_call, stored_record};
 
 /// A parser, by the name of its fuzz target.
 pub type Target = (&'static str, fn(&[u8]));
@@ -29,6 +29,7 @@ pub const TARGETS: &[Target] = &[
     ("config", config),
     ("challenge", challenge),
     ("control_call", control_call),
+    ("cri_call", cri_call),
     ("docker_config", docker_config),
     ("filter", filter),
     ("hosts_file", hosts_file),
@@ -87,12 +88,17 @@ pub fn hosts_file(bytes: &[u8]) {
     probes::hosts_file(&String::from_utf8_lossy(bytes));
 }
 
-/// A SOCI index, or any other manifest.
+/// A SOCI index, a compact index, or any other manifest.
 pub fn index(bytes: &[u8]) {
     if let Ok(index) = SociIndex::parse(Digest::of(bytes), bytes) {
         for ztoc in &index.layers {
             let found = index.ztoc(&ztoc.layer);
             assert!(found.is_some_and(|found| found.layer == ztoc.layer));
+        }
+    }
+    if let Ok(index) = SociIndex::parse_compact(Digest::of(bytes), bytes) {
+        for layer in index.indexed() {
+            assert!(index.has(&layer) && !index.forms(&layer).is_empty());
         }
     }
     if let Ok(descriptor) = serde_json::from_slice::<Descriptor>(bytes) {

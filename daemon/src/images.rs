@@ -43,6 +43,7 @@ use crate::view::Views;
 
 pub use self::node_content::NodeContent;
 pub use self::pulls::PullOptions;
+pub use self::settings::reconfigure;
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::{manifest::probe, prefetch::probe as probe_prefetch};
 

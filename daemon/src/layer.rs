@@ -483,16 +483,17 @@ impl LayerContent for Layer {
         if spans.is_empty() {
             return reply.data(&[]);
         }
+        let file = self.locate(&file).unwrap_or_else(|| spans.clone());
         if let Some(reply) = self.hit(spans.clone(), &range, reply) {
             self.miss(spans.clone(), range, reply);
-            if let Some(file) = self.locate(&file) {
-                self.hot.note(file);
-            }
+            self.hot.note(file.clone());
         }
         if self.engine.options.readahead
-            && let Some(ahead) = self.streams.observe(&spans, || self.window())
+            && let Some(ahead) = self.streams.observe(&spans, &file, || self.window())
         {
-            self.request(ahead, Lane::Readahead);
+            ahead
+                .runs()
+                .for_each(|run| self.request(run, Lane::Readahead));
         }
     }
 

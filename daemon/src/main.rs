@@ -11,10 +11,11 @@ use clap::{Parser, Subcommand};
 use daemon::app::root::{DEFAULT_ROOT, Root};
 use daemon::app::socket::DEFAULT_ADDRESS;
 use daemon::app::{Address, App, Settings};
-use daemon::config::{Config, DEFAULT_PATH};
+use daemon::config::{Config, DEFAULT_PATH, Reloader};
 use daemon::control::{self, Control, Inside};
 use daemon::cri::{ImageService, Keychain};
-use daemon::images::ImageLayers;
+use daemon::images::{ImageLayers, reconfigure};
+use daemon::layer::LayerStore;
 use daemon::logging::{self, LogLevel};
 use daemon::metrics::Metrics;
 use daemon::registry::CredentialProvider;
@@ -204,12 +205,22 @@ fn serve(arguments: &Arguments) -> Result<()> {
         let app = App::build(&settings, &config, images).await?;
         let service = Path::new(&config.cri_keychain.image_service_path);
         let app = app.with_image_service(keychain.map(|known| ImageService::new(service, known)));
+        let app = match &inside {
+            Some(inside) => reloading(app, arguments, &config, inside.layers.clone()),
+            None => app,
+        };
         let _control = inside.and_then(|inside| control(&settings.address, inside));
         app.run().await
     });
     // What still blocks after the drain is given up: nothing may keep the process from ending.
     runtime.shutdown_background();
     ended
+}
+
+/// Has SIGHUP read the configuration again.
+fn reloading(app: App, arguments: &Arguments, config: &Config, layers: LayerStore) -> App {
+    let reloader = Reloader::new(arguments.config.clone(), config.clone());
+    app.reloading(move || reloader.reload(|config| reconfigure(&layers, config)))
 }
 
 /// Credentials that the kubelet gives with its pulls, if they are wanted. They are kept beside the socket, in `/run`:

@@ -199,6 +199,21 @@ impl LayerTree {
         build::build(toc.entries(), Some(&toc))
     }
 
+    /// Bytes of memory that it takes. What sparse files have besides is left out.
+    pub fn memory(&self) -> usize {
+        let xattr = |(name, value): &Xattr| size_of::<Xattr>() + name.len() + value.len();
+        let xattrs = self
+            .xattrs
+            .iter()
+            .map(|set| size_of::<XattrSet>() + set.iter().map(xattr).sum::<usize>());
+        size_of_val(&*self.inodes)
+            + size_of_val(&*self.headers)
+            + size_of_val(&*self.dirents)
+            + self.texts.len()
+            + xattrs.sum::<usize>()
+            + size_of_val(&*self.sparse)
+    }
+
     /// The number of inodes.
     pub(crate) fn len(&self) -> u64 {
         self.inodes.len() as u64

@@ -150,6 +150,8 @@ fn cri(dir: &Path, pause: &str) -> String {
     disable_snapshot_annotations = false
   [plugins."io.containerd.grpc.v1.cri".cni]
     conf_dir = "{dir}/cni"
+[plugins."io.containerd.nri.v1.nri"]
+  disable = true
 "#
     )
 }

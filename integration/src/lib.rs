@@ -21,6 +21,7 @@ pub mod manager;
 pub mod push;
 pub mod registry;
 pub mod relay;
+pub mod scale;
 pub mod scratch;
 pub mod service;
 pub mod snapshotter;

@@ -47,7 +47,7 @@ fn forms_in_use(host: &Host, reference: &str, large: &[u8]) -> Vec<(String, Stri
     assert_eq!(lines.next().unwrap().unwrap(), "hello");
     let views = json(&soci, &["inspect"]);
     let mut forms = Vec::new();
-    for view in views.as_array().unwrap() {
+    for view in views["views"].as_array().unwrap() {
         for layer in view["layers"].as_array().unwrap() {
             let text = |key: &str| layer[key].as_str().unwrap().to_owned();
             forms.push((text("digest"), text("ztoc")));
@@ -156,8 +156,11 @@ fn what_is_fetched_of_a_compact_ztoc_outlives_a_restart_and_its_tree_is_that_of_
     let published = host.publish_files_indexed("kept", &files, both()).unwrap();
     host.ctr().pull("overlayfs", &published.reference).unwrap();
     host.soci().unwrap().rpull(&published.reference).unwrap();
-    let lazy = host.walk("soci", &published).unwrap();
-    let unpacked = host.walk("overlayfs", &published).unwrap();
+    let mut lazy = host.walk("soci", &published).unwrap();
+    let mut unpacked = host.walk("overlayfs", &published).unwrap();
+    // No layer has an entry for the root: its time is that of the overlay.
+    lazy.pop_first();
+    unpacked.pop_first();
     assert_eq!(lazy, unpacked);
     let host = host
         .restart_snapshotter(nix::sys::signal::Signal::SIGKILL)

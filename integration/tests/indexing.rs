@@ -470,7 +470,15 @@ fn an_index_is_pushed_once_with_its_ztocs_and_found_by_its_image() {
     call(
         &soci,
         "create",
-        &["--span-size", "131072", "--min-layer-size", "0", &reference],
+        &[
+            "--span-size",
+            "131072",
+            "--min-layer-size",
+            "0",
+            "--compact",
+            "no",
+            &reference,
+        ],
     );
     call(&soci, "create", &[&SIZES[..], &[&reference]].concat());
     let listed = call(&soci, "index", &["list", "--quiet"]);

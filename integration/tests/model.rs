@@ -117,7 +117,7 @@ fn layers() -> Vec<Vec<u8>> {
             "b/deep/.wh..wh..opq",
             "b/deep/eight",
             "nine",
-            "a/ten -> a/two",
+            "a/ten -> nine",
         ]),
     ]
 }

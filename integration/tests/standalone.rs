@@ -88,7 +88,9 @@ fn convert(soci: &Soci, from: &Path, to: &Path, more: &[&str]) -> Layout {
 fn converting(soci: &Soci, from: &Path, to: &Path, more: &[&str]) -> std::process::Command {
     let mut convert = soci.command().unwrap();
     convert.args(["convert", "--standalone", "--format", "oci-dir"]);
+    // Without compact zTOCs: their tests are in `compact.rs`.
     convert.args(["--span-size", "65536", "--min-layer-size", "0"]);
+    convert.args(["--compact", "no"]);
     convert.args(more).arg(from).arg(to);
     convert
 }
@@ -144,7 +146,14 @@ fn a_directory_and_a_tar_convert_to_the_same_image_in_either_form() {
     let tar = scratch.path().join("out.tar");
     let to = tar.to_str().unwrap();
     let from = source.path().to_str().unwrap();
-    let sizes = ["--span-size", "65536", "--min-layer-size", "0"];
+    let sizes = [
+        "--span-size",
+        "65536",
+        "--min-layer-size",
+        "0",
+        "--compact",
+        "no",
+    ];
     soci.call(&[&["convert", "--standalone"], &sizes[..], &[from, to]].concat())
         .unwrap();
     let unpacked = scratch.dir("unpacked").unwrap();

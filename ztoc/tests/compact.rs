@@ -191,7 +191,7 @@ fn golden_layers_come_back_whole_and_small() {
 
 #[test]
 fn a_window_is_needed_only_for_what_the_span_refers_to() {
-    let layer = gzip(&archive(3, 3 << 20), usize::MAX, 6);
+    let layer = gzip(&archive(3, 6 << 20), usize::MAX, 6);
     let compact = check_layer(Compression::Gzip, &layer, 256 << 10);
     assert!(compact.spans.count() > 8, "more than one group");
     let (mut window, mut kept) = (vec![0; WINDOW_LEN], 0);
@@ -211,12 +211,12 @@ fn a_window_is_needed_only_for_what_the_span_refers_to() {
 
 #[test]
 fn checkpoints_lie_within_an_eighth_behind_the_span_size() {
-    let layer = gzip(&archive(5, 4 << 20), usize::MAX, 6);
-    let compact = check_layer(Compression::Gzip, &layer, 512 << 10);
+    let layer = gzip(&archive(5, 9 << 20), usize::MAX, 6);
+    let compact = check_layer(Compression::Gzip, &layer, 2 << 20);
     let spans = &compact.spans;
     for id in spans.ids().take(spans.ids().count() - 1) {
         let len = spans.uncompressed(id).byte_len();
-        assert!((512 << 10..=576 << 10).contains(&len), "span {id}: {len}");
+        assert!((2 << 20..=2304 << 10).contains(&len), "span {id}: {len}");
     }
 }
 
@@ -241,7 +241,7 @@ impl ZtocBytes for Damaged {
 
 #[test]
 fn a_damaged_window_is_noticed_before_it_is_used() {
-    let layer = gzip(&archive(3, 3 << 20), usize::MAX, 6);
+    let layer = gzip(&archive(3, 6 << 20), usize::MAX, 6);
     let built = build(Compression::Gzip, &layer, 256 << 10);
     let blob = built.encode_compact().unwrap().unwrap();
     let whole = decode(&blob).unwrap();

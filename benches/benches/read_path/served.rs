@@ -176,8 +176,8 @@ impl Served {
         mount(&self.layer, &place.join(name), place)
     }
 
-    /// How long it takes to open the stored layer again and to mount it.
-    pub(crate) fn reopen(self, packed: &Packed, place: &Path) -> Result<Duration> {
+    /// How long it takes to open the stored layer again and to mount it, and bytes of memory that its names take.
+    pub(crate) fn reopen(self, packed: &Packed, place: &Path) -> Result<(Duration, usize)> {
         let root = place.join("names-root");
         drop(self);
         let runtime = tokio::runtime::Runtime::new()?;
@@ -193,7 +193,7 @@ impl Served {
         let session = mount(&layer, &place.join("names-again"), &root)?;
         let took = start.elapsed();
         drop(session);
-        Ok(took)
+        Ok((took, layer.tree().memory()))
     }
 
     /// Where it is mounted.

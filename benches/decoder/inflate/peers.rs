@@ -41,8 +41,8 @@ macro_rules! zlib {
                 let mut stream = Box::new(std::mem::MaybeUninit::<$library::z_stream>::zeroed());
                 let size = i32::try_from(size_of::<$library::z_stream>()).expect("small");
                 let place = stream.as_mut_ptr();
-                // SAFETY: the library takes an all-zero stream; size and version are its own.
                 let status =
+                    // SAFETY: the library takes an all-zero stream; size and version are its own.
                     unsafe { $library::inflateInit2_(place, -15, $library::zlibVersion(), size) };
                 assert_eq!(status, 0);
                 // SAFETY: the library has put functions where there were none. It stays where it is.
@@ -166,7 +166,7 @@ struct Bits {
 impl Bits {
     fn put(&mut self, value: u64, count: u32) {
         for bit in 0..count {
-            if self.count % 8 == 0 {
+            if self.count.is_multiple_of(8) {
                 self.bytes.push(0);
             }
             *self.bytes.last_mut().expect("pushed") |=

@@ -198,6 +198,19 @@ fn is_ok(headers: &HeaderMap) -> bool {
     Status::from_header_map(headers).is_none_or(|status| status.code() == Code::Ok)
 }
 
+/// For [`crate::hostile`]: some body of a request.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn probe(body: &[u8]) {
+    let message = frame(body).unwrap_or(body);
+    if let Ok(pull) = PullImageRequest::decode(message)
+        && let Some(Ok(image)) = pull.image.map(|image| image.image.parse::<Reference>())
+    {
+        let _ = auth::credentials(&pull.auth.unwrap_or_default(), &image);
+    }
+    let _ = RemoveImageRequest::decode(message);
+    let _ = PullImageResponse::decode(message);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

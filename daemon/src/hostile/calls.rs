@@ -1,4 +1,4 @@
-//! Requests of the two gRPC services as they come over the wire, and records of snapshots as they come from disk.
+//! Requests of the gRPC services as they come over the wire, and records of snapshots as they come from disk.
 
 use std::io;
 use std::ops::Range;
@@ -19,6 +19,11 @@ pub fn control_call(bytes: &[u8]) {
     static VIEW: LazyLock<View> = LazyLock::new(view);
     crate::control::probe(&VIEW, bytes);
     crate::control::overlay::Overlay::parse(bytes);
+}
+
+/// A request of the kubelet's image service, framed or bare.
+pub fn cri_call(bytes: &[u8]) {
+    crate::cri::probe(bytes);
 }
 
 /// The record of a snapshot.

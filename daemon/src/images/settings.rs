@@ -77,6 +77,12 @@ impl ImageLayers {
     }
 }
 
+/// Takes over what of `config` can change while the daemon runs: `background_fetch` and `layer_cache`. `false` if
+/// a part of it has to wait for the next start. Blocks on file I/O.
+pub fn reconfigure(store: &LayerStore, config: &Config) -> bool {
+    store.reconfigure(&layers(config))
+}
+
 fn content(root: &Path, config: &Config) -> Result<Arc<dyn ContentStore>> {
     Ok(match config.content_store.kind {
         ContentStoreKind::Soci => Arc::new(OciLayoutStore::open_at(&root.join("content"))?),

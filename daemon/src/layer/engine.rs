@@ -111,6 +111,18 @@ impl Engine {
         Ok(engine)
     }
 
+    /// Takes over what of `options` can change while it runs: the fill, unless it was off at the start, and the
+    /// cache's limit. `false` if the fill has to wait for the next start. Blocks on file I/O.
+    pub(crate) fn reconfigure(&self, options: &LayerOptions) -> bool {
+        self.ledger.set_limit(options.cache_limit);
+        self.ledger.evict();
+        match &self.filler {
+            Some(filler) => filler.set(options.fill.clone()),
+            None => return options.fill.is_none(),
+        }
+        true
+    }
+
     /// Runs a fetch, which is dropped when the engine is stopped.
     pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 use ztoc::unit::ByteLen as _;
 use ztoc::{Digest, SpanId};
@@ -29,7 +29,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(300);
 /// The layers that are to be filled.
 #[derive(Debug)]
 pub(crate) struct Filler {
-    options: FillOptions,
+    /// `None` while it is switched off.
+    options: RwLock<Option<FillOptions>>,
     queue: Mutex<Queue>,
     /// There is something new to do.
     wake: Notify,
@@ -64,26 +65,39 @@ enum Step {
 impl Filler {
     pub(crate) fn new(options: FillOptions) -> Self {
         Self {
-            options,
+            options: RwLock::new(Some(options)),
             queue: Mutex::default(),
             wake: Notify::new(),
             turned_away: AtomicU64::new(0),
         }
     }
 
+    /// Goes on as `options` say; without any, what waits is given up.
+    pub(crate) fn set(&self, options: Option<FillOptions>) {
+        let off = options.is_none();
+        *self.options.write() = options;
+        if off {
+            self.queue.lock().jobs.clear();
+        }
+        self.wake.notify_one();
+    }
+
     /// Has the rest of `layer` fetched, unless that is under way.
     pub(crate) fn add(&self, layer: &Arc<Layer>) {
+        let Some(options) = self.options.read().clone() else {
+            return;
+        };
         let mut queue = self.queue.lock();
-        let quiet = Instant::now() + self.options.silence;
+        let quiet = Instant::now() + options.silence;
         queue.rest_until = queue.rest_until.max(Some(quiet));
         let again = |job: &Job| job.digest == layer.digest && job.layer.strong_count() > 0;
         if queue.jobs.iter().any(again) {
             return;
         }
         queue.jobs.retain(|job| job.layer.strong_count() > 0);
-        if queue.jobs.len() >= self.options.most_waiting {
+        if queue.jobs.len() >= options.most_waiting {
             self.turned_away.fetch_add(1, Ordering::Relaxed);
-            if !self.options.drop_oldest {
+            if !options.drop_oldest {
                 return;
             }
             queue.jobs.pop_front();
@@ -132,7 +146,9 @@ impl Filler {
             return self.give_up();
         };
         let bytes = compressed(&layer.spans, &spans).byte_len();
-        let pause = self.options.pause(spans.end.0 - spans.start.0, bytes);
+        let pause = (self.options.read().as_ref()).map_or(Duration::ZERO, |options| {
+            options.pause(spans.end.0 - spans.start.0, bytes)
+        });
         self.queue.lock().rest(Instant::now(), pause);
         layer.fill(spans, self);
     }
@@ -166,7 +182,9 @@ impl Filler {
 
     /// What is best fetched now, in a request of about `room` bytes.
     fn step(&self, room: u64, now: Instant) -> Step {
-        let bytes = self.options.largest(room);
+        let Some(bytes) = self.options.read().as_ref().map(|it| it.largest(room)) else {
+            return Step::Wait(None);
+        };
         let mut queue = self.queue.lock();
         queue.jobs.retain(|job| job.layer.strong_count() > 0);
         let ready = |job: &&mut Job| job.not_before.is_none_or(|at| at <= now);

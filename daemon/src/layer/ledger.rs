@@ -28,12 +28,14 @@ const RESERVE: u64 = 10;
 const MOST_RESERVED: u64 = 2 << 30;
 /// Stored bytes after which the file system is asked again how full it is.
 const ASK_EVERY: u64 = 64 << 20;
+const NO_LIMIT: u64 = u64::MAX;
 
 /// What all layers of one store take.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     root: PathBuf,
-    limit: Option<u64>,
+    /// [`NO_LIMIT`] if there is none.
+    limit: AtomicU64,
     used: AtomicU64,
     /// Bytes that the fill is about to add.
     expected: AtomicU64,
@@ -73,7 +75,7 @@ impl Ledger {
         let used = closed.values().map(|closed| closed.bytes).sum();
         Self {
             root: root.to_owned(),
-            limit,
+            limit: AtomicU64::new(limit.unwrap_or(NO_LIMIT)),
             used: AtomicU64::new(used),
             expected: AtomicU64::new(0),
             clock: AtomicI64::new(1),
@@ -97,16 +99,26 @@ impl Ledger {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// Another limit from now on; [`Self::evict`] makes it hold.
+    pub(crate) fn set_limit(&self, limit: Option<u64>) {
+        let limit = limit.unwrap_or(NO_LIMIT);
+        self.limit.store(limit, Ordering::Relaxed);
+    }
+
+    fn limit(&self) -> u64 {
+        self.limit.load(Ordering::Relaxed)
+    }
+
     /// Whether something must go.
     pub(crate) fn is_over(&self) -> bool {
-        self.limit.is_some_and(|limit| self.used() > limit)
+        self.used() > self.limit()
     }
 
     /// Whether there is room for `bytes` that nobody has asked for: nothing is given up for them.
     pub(crate) fn has_room(&self, bytes: u64) -> bool {
         let taken = self.used() + self.expected.load(Ordering::Relaxed);
-        let fits = |limit: u64| taken.saturating_add(bytes) <= limit;
-        !self.tight.load(Ordering::Relaxed) && self.limit.is_none_or(fits)
+        let fits = taken.saturating_add(bytes) <= self.limit();
+        !self.tight.load(Ordering::Relaxed) && fits
     }
 
     /// The fill is about to store `bytes`.
@@ -187,8 +199,8 @@ impl Ledger {
     /// Gives up what was used longest ago until the limit holds again. One caller does it, the others
     /// go on. Blocks on file I/O.
     pub(crate) fn evict(&self) {
-        let Some(limit) = self.limit else { return };
         while self.is_over() && !self.evicting.swap(true, Ordering::AcqRel) {
+            let limit = self.limit();
             let freed = self.evict_down_to(limit - limit / SLACK);
             self.evicting.store(false, Ordering::Release);
             if freed == 0 {

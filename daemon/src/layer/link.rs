@@ -29,7 +29,7 @@ const SHARES: u64 = 8;
 const MOST_UNDECODED: u64 = 4 << 20;
 
 /// How long after somebody has asked for something background work leaves him the CPU on a quick line.
-const COURTESY: Duration = Duration::from_millis(100);
+const COURTESY: Duration = Duration::from_millis(250);
 /// What decoding a MiB takes, about (docs/benchmarks.md: 600 MB/s of plain bytes, compressed to a third).
 const DECODING: Duration = Duration::from_millis(5);
 
@@ -148,10 +148,10 @@ impl State {
     }
 
     /// Whether a span comes sooner than it is decoded: then it is the CPU that readers wait for, and having bytes
-    /// fetched early does not help them.
+    /// fetched early does not help them. A line is taken for quick until more is known.
     fn is_quick(&self) -> bool {
         let (Some(rate), Some(nanos)) = (self.rate.best(), self.delay.best()) else {
-            return false;
+            return true;
         };
         let transfer = (1_000_000_000_i64 << 20) / rate.max(1);
         u128::try_from(transfer.saturating_sub(nanos))
@@ -325,13 +325,14 @@ mod tests {
     #[test]
     fn nothing_is_asked_for_while_what_has_come_waits_for_a_cpu() {
         let (link, _) = fill_up(125_000_000, Duration::from_millis(80), 200);
+        // As slowly as it comes through a line that is not quick.
+        let later = Instant::now() + Duration::from_millis(200);
         let came = link.depart(MOST_UNDECODED, Lane::Fill);
-        let waits = came.arrive(MOST_UNDECODED);
+        let waits = came.arrive_at(MOST_UNDECODED, later);
         assert_eq!(link.room(), None);
         drop(waits);
         assert!(link.room().is_some());
         let read = link.depart(MOST_UNDECODED, Lane::Demand);
-        let later = Instant::now() + Duration::from_millis(200);
         let waits = read.arrive_at(MOST_UNDECODED, later);
         assert!(waits.is_none(), "what somebody waits for");
         assert!(link.room().is_some());

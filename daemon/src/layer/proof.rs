@@ -203,7 +203,9 @@ impl Layer {
         let proof = &self.proof;
         let (file, text) = if let Some(actual) = wrong {
             let expected = proof.expected.get().copied().unwrap_or(actual);
-            proof.state.store(WRONG, Ordering::Release);
+            if proof.state.swap(WRONG, Ordering::AcqRel) == WRONG {
+                return;
+            }
             add(&self.counters.quarantined, 1);
             tracing::error!(
                 layer = %self.digest, %expected, %actual,
@@ -212,7 +214,10 @@ impl Layer {
             );
             (QUARANTINE, format!("{actual} instead of {expected}\n"))
         } else {
-            proof.state.store(PROVEN, Ordering::Release);
+            if !proof.go(RUNNING, PROVEN) {
+                // Something else was found wrong meanwhile.
+                return;
+            }
             tracing::debug!(layer = %self.digest, "all of the layer is here and is what the image says");
             (PROOF, String::new())
         };

@@ -318,6 +318,12 @@ impl LayerStore {
         self.shared.engine.ledger.used()
     }
 
+    /// Takes over what of `options` can change while it runs: how the rest of layers is fetched, and how much may be
+    /// on disk. `false` if a fill that was off at the start has to wait for the next one. Blocks on file I/O.
+    pub fn reconfigure(&self, options: &LayerOptions) -> bool {
+        self.shared.engine.reconfigure(options)
+    }
+
     /// Layers that wait to be filled or are being filled; layers that were turned away as too many waited.
     pub fn filling(&self) -> (usize, u64) {
         let filler = self.shared.engine.filler.as_ref();

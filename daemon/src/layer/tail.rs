@@ -133,7 +133,7 @@ impl Plain {
 }
 
 /// The compressed bytes, not verified.
-async fn bytes(layer: &Layer) -> Result<Bytes, String> {
+async fn bytes(layer: &Arc<Layer>) -> Result<Bytes, String> {
     let spans = spans(&layer.spans);
     if spans.start >= spans.end {
         return Ok(Bytes::new());
@@ -143,10 +143,13 @@ async fn bytes(layer: &Layer) -> Result<Bytes, String> {
     if size > MOST {
         return Err(format!("it is in {size} compressed bytes"));
     }
-    let ticket = Ticket::new(Lane::Fill);
+    let ticket = Arc::new(Ticket::new(Lane::Fill));
     let Some(_room) = layer.engine.budget.acquire(size, &ticket).await else {
         return Err(String::from("the daemon ends"));
     };
+    let first = spans.start..SpanId(spans.start.0 + 1);
+    let windows = layer.bring_windows(&first, &ticket).await;
+    windows.map_err(|failure| failure.detail)?;
     add(&layer.counters.requests, 1);
     let bytes = layer
         .sources

@@ -244,3 +244,42 @@ proptest! {
         prop_assert_eq!(counted as usize, tree.dirents.len() + 1);
     }
 }
+
+#[test]
+fn a_file_takes_no_more_memory_than_the_target_says() {
+    let name = |number: u32| {
+        format!(
+            "usr/lib/python3/part-{:03}/module_{number:06}.cpython.pyc",
+            number / 50
+        )
+    };
+    let entries: Vec<_> = (0..20_000).map(|number| file(name(number))).collect();
+    let tree = tree(&entries);
+    let each = tree.memory() / 20_000;
+    // A name, an entry of its directory and an inode cannot be less.
+    assert!((60..=150).contains(&each), "{each} bytes a file");
+}
+
+#[test]
+fn a_name_that_comes_to_stand_for_something_else_changes_what_is_below_it() {
+    let entries = [
+        file("a/x"),
+        symlink("b", "a"),
+        file("b/y"),
+        directory("c"),
+        // Through the symlink, then no more.
+        file("b/z"),
+        directory("b"),
+        file("b/w"),
+        file("c/v"),
+        symlink("c", "a"),
+        file("c/u"),
+    ];
+    let found = names(&entries);
+    for name in ["/a/x", "/a/y", "/a/z", "/b/w", "/a/u"] {
+        assert!(found.contains(&name.to_owned()), "{name} of {found:?}");
+    }
+    for name in ["/b/y", "/b/z", "/a/w", "/a/v"] {
+        assert!(!found.contains(&name.to_owned()), "{name} of {found:?}");
+    }
+}

@@ -65,14 +65,14 @@ fn token(bits: &mut Bits<'_>, tables: &BlockTables) -> Read<Token> {
     if entry & litlen::LITERAL != 0 {
         return Ok(Token::Literal(entry.to_le_bytes()[2]));
     }
-    if entry & litlen::INVALID != 0 {
-        return Err(InflateError::LitlenSymbol.into());
-    }
     if entry & litlen::SPECIAL != 0 {
-        return Ok(Token::EndOfBlock);
+        return match entry & litlen::INVALID {
+            0 => Ok(Token::EndOfBlock),
+            _ => Err(InflateError::LitlenSymbol.into()),
+        };
     }
-    let extra = low(buffer, entry & 0xff) >> (entry >> 24 & 0xf);
-    let length = 3 + u16::from(entry.to_le_bytes()[2]) + to_u16(extra);
+    let extra = low(buffer, entry & 0xff) >> (entry >> 25 & 0xf);
+    let length = to_u16(low(u64::from(entry) >> 16, 9) + extra);
     let distance = match_distance(bits, tables)?;
     Ok(Token::Match { length, distance })
 }

@@ -57,6 +57,8 @@ pub(super) trait Memory {
     fn word(&self, at: usize) -> u64;
     /// A byte of output.
     fn byte(&self, at: usize) -> u8;
+    /// Lets the loop that follows begin at a cache line, if that pays.
+    fn align(&self) {}
     /// The same value, to be computed here and not where it is needed, if that pays.
     fn hold(&self, entry: u32) -> u32 {
         entry
@@ -212,6 +214,7 @@ fn turns<C: Cut, const NEAR: bool>(
     let mut reader = Reader::new(memory, place.bit, first);
     let mut pos = place.pos;
     let mut entry = memory.litlen((reader.buffer & ((1 << LITLEN_BITS) - 1)) as usize);
+    memory.align();
     let leave = loop {
         if !limits.allow(reader.next, pos) {
             break Leave::Slack;
@@ -319,8 +322,8 @@ impl Step {
     #[inline(always)]
     fn length<C: Cut>(&self) -> usize {
         let code_and_extra = C::low(self.before, self.entry.into());
-        let extra = code_and_extra >> (self.entry >> 24 & 63);
-        3 + (self.entry >> 16 & 0xff) as usize + extra as usize
+        let extra = code_and_extra >> (self.entry >> 25 & 63);
+        (self.entry >> 16 & 0x1ff) as usize + extra as usize
     }
 }
 

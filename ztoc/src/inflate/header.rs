@@ -1,7 +1,9 @@
 //! Block headers (RFC 1951, 3.2.3 to 3.2.7).
 
 use super::bits::{Bits, Halt, Read};
-use super::tables::{self, BadCode, BlockTables, DISTANCE_CODES, LITLEN_CODES, Space};
+use super::tables::{
+    self, BadCode, BlockTables, Counts, DISTANCE_CODES, Entry, LITLEN_CODES, Space,
+};
 use crate::error::InflateError;
 
 /// Order in which a header gives the lengths of the code length code.
@@ -54,13 +56,13 @@ pub(super) fn dynamic(bits: &mut Bits<'_>, tables: &mut BlockTables) -> Read<()>
     }
     let code = CodeLengthCode::read(bits, code_lengths)?;
     let mut lengths = [0; MOST_LENGTHS + OVERRUN];
-    code.read_lengths(bits, &mut lengths, litlen + distance)?;
+    let counts = code.read_lengths(bits, &mut lengths, litlen + distance)?;
     let lengths = &lengths[..litlen + distance];
     let (litlen, distance) = lengths.split_at(litlen);
     if litlen[256] == 0 {
         return Err(InflateError::NoEndOfBlock.into());
     }
-    tables.fill(litlen, distance).map_err(|bad| {
+    tables.fill(&counts, litlen, distance).map_err(|bad| {
         Halt::Corrupt(match bad {
             BadCode::Litlen => InflateError::LitlenCode,
             BadCode::Distance => InflateError::DistanceCode,
@@ -75,43 +77,69 @@ const MOST_LENGTHS: usize = LITLEN_CODES + DISTANCE_CODES;
 const OVERRUN: usize = 137 + RUN;
 /// Lengths that are written at once.
 const RUN: usize = 16;
-/// Instead of a length: the one before.
-const BEFORE: u8 = 16;
+/// Bits of a symbol and of what follows it, at most.
+const SYMBOL_BITS: u32 = CODE_LENGTH_BITS + 7;
+
+/// What a symbol of the code length code says: so many times this length.
+///
+/// Bits 0-7 are the bits that it takes, 8-15 those of the code alone, 16-23 the length or
+/// [`BEFORE`](Self::BEFORE), 24-31 how often, to which the bits behind the code are added.
+#[derive(Debug, Clone, Copy)]
+struct Repeat(u32);
+
+impl Repeat {
+    /// Instead of a length: the one before.
+    const BEFORE: u8 = 16;
+
+    /// By symbol, without code lengths.
+    const LEAVES: [Self; ORDER.len()] = {
+        let mut leaves = [Self(0); ORDER.len()];
+        let mut length = 0;
+        while length < 16 {
+            leaves[length] = Self(1 << 24 | (length as u32) << 16);
+            length += 1;
+        }
+        leaves[16] = Self(3 << 24 | (Self::BEFORE as u32) << 16 | 2);
+        leaves[17] = Self(3 << 24 | 3);
+        leaves[18] = Self(11 << 24 | 7);
+        leaves
+    };
+
+    fn bits(self) -> u32 {
+        self.0 & 0xff
+    }
+
+    fn length(self) -> u8 {
+        self.0.to_le_bytes()[2]
+    }
+
+    /// How often, if `word` begins with the symbol.
+    #[allow(clippy::cast_possible_truncation)]
+    fn count(self, word: u64) -> u8 {
+        let code_and_more = word & ((1 << (self.0 & 63)) - 1);
+        let more = code_and_more >> (self.0 >> 8 & 63);
+        // 138 at most.
+        (self.0 >> 24) as u8 + more as u8
+    }
+}
+
+impl Entry for Repeat {
+    const INVALID: Self = Self(0);
+
+    fn leaf(self, length: u32) -> Self {
+        Self(self.0 + (length << 8 | length))
+    }
+
+    fn link(_: usize, _: u32, _: u32) -> Self {
+        // The table has room for all codes.
+        Self::INVALID
+    }
+}
 
 /// The code in which a dynamic header gives its code lengths.
 struct CodeLengthCode {
     /// By the next seven bits.
     entries: [Repeat; 1 << CODE_LENGTH_BITS],
-}
-
-/// What a symbol of the code length code says: so many times this length.
-#[derive(Debug, Clone, Copy, Default)]
-struct Repeat {
-    /// Bits of the code and of what follows it, which is added to `count`.
-    bits: u8,
-    /// Bits of the code alone.
-    code: u8,
-    /// A length or [`BEFORE`].
-    length: u8,
-    count: u8,
-}
-
-impl Repeat {
-    /// Of a symbol whose code has `code` bits.
-    fn new(symbol: u8, code: u8) -> Self {
-        let (extra, length, count) = match symbol {
-            16 => (2, BEFORE, 3),
-            17 => (3, 0, 3),
-            18 => (7, 0, 11),
-            length => (0, length, 1),
-        };
-        Self {
-            bits: code + extra,
-            code,
-            length,
-            count,
-        }
-    }
 }
 
 impl CodeLengthCode {
@@ -125,70 +153,55 @@ impl CodeLengthCode {
             word >>= 3;
         }
         bits.skip(3 * u32::try_from(count).expect("at most 19"))?;
-        let (counts, space) = tables::survey(&lengths);
-        if space != Space::Full {
-            return Err(InflateError::CodeLengthCode.into());
+        let mut entries = [Repeat::INVALID; 1 << CODE_LENGTH_BITS];
+        let counts = tables::count(&lengths);
+        let leaves = &Repeat::LEAVES;
+        match tables::fill(&mut entries, CODE_LENGTH_BITS, &counts, &lengths, leaves) {
+            Space::Full => Ok(Self { entries }),
+            Space::Lone | Space::Bad => Err(InflateError::CodeLengthCode.into()),
         }
-        Ok(Self::new(&lengths, &counts))
     }
 
-    /// Fills the table of a complete code.
-    fn new(lengths: &[u8; ORDER.len()], counts: &tables::Counts) -> Self {
-        let mut entries = [Repeat::default(); 1 << CODE_LENGTH_BITS];
-        let mut next = [0; CODE_LENGTH_BITS as usize + 1];
-        for length in 1..CODE_LENGTH_BITS as usize {
-            next[length + 1] = (next[length] + counts[length]) << 1;
-        }
-        for (symbol, &length) in (0..).zip(lengths).filter(|&(_, &length)| length > 0) {
-            let code = &mut next[usize::from(length)];
-            let first = tables::reversed(*code, length.into());
-            *code += 1;
-            let entries = entries[first..].iter_mut().step_by(1 << length);
-            entries.for_each(|entry| *entry = Repeat::new(symbol, length));
-        }
-        Self { entries }
-    }
-
-    /// Reads `total` code lengths.
+    /// Reads `total` code lengths and counts them, each as it is read: what has just been written
+    /// would have to be waited for.
     fn read_lengths(
         &self,
         bits: &mut Bits<'_>,
         lengths: &mut [u8; MOST_LENGTHS + OVERRUN],
         total: usize,
-    ) -> Read<()> {
+    ) -> Read<Counts> {
         let first = self.entries[(bits.peek() & 0x7f) as usize];
-        if first.length == BEFORE {
-            bits.skip(first.bits.into())?;
+        if first.length() == Repeat::BEFORE {
+            bits.skip(first.bits())?;
             return Err(InflateError::CodeLengthRepeat.into());
         }
         let (mut filled, mut before) = (0, 0);
+        let mut counts = [0; 16];
         while filled < total {
-            // One look at the input is good for four symbols.
+            // One look at the input is good for four symbols and mostly for a dozen.
             let mut word = bits.peek();
             let mut taken = 0;
-            for _ in 0..4 {
+            while filled < total && taken <= 57 - SYMBOL_BITS {
                 let repeat = self.entries[(word & 0x7f) as usize];
-                let extra = (word & ((1 << repeat.bits) - 1)) >> repeat.code;
-                let count = usize::from(repeat.count + extra.to_le_bytes()[0]);
-                if repeat.length != BEFORE {
-                    before = repeat.length;
+                let times = repeat.count(word);
+                let count = usize::from(times);
+                if repeat.length() != Repeat::BEFORE {
+                    before = repeat.length();
                 }
                 lengths[filled..filled + RUN].fill(before);
                 if count > RUN {
                     lengths[filled + RUN..filled + count].fill(before);
                 }
                 filled += count;
-                word >>= repeat.bits;
-                taken += u32::from(repeat.bits);
-                if filled >= total {
-                    break;
-                }
+                counts[usize::from(before & 15)] += u16::from(times);
+                word >>= repeat.bits() & 63;
+                taken += repeat.bits();
             }
             bits.skip(taken)?;
         }
         if filled > total {
             return Err(InflateError::CodeLengthRepeat.into());
         }
-        Ok(())
+        Ok(counts)
     }
 }

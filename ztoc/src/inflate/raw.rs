@@ -168,6 +168,16 @@ impl Memory for Raw<'_> {
     }
 
     #[inline(always)]
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    fn align(&self) {
+        // SAFETY: only padding. Where the loop lies in its cache lines makes a difference of 2 %,
+        // and would change with any code that is linked in front of it.
+        unsafe {
+            core::arch::asm!(".p2align 6", options(nomem, nostack, preserves_flags));
+        }
+    }
+
+    #[inline(always)]
     #[cfg(not(miri))]
     fn hold(&self, entry: u32) -> u32 {
         let mut entry = u64::from(entry);

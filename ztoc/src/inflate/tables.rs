@@ -6,13 +6,13 @@
 //! That is the control word of x86's `BEXTR`, so that one instruction leads from entry
 //! to entry.
 //!
-//! | lit/len entry | bits 16-27 | flags |
-//! |---|---|---|
-//! | literal | 16-23 the byte | `LITERAL` |
-//! | length | 16-23 base less 3, 24-27 code length | |
-//! | end of block | | `SPECIAL` |
-//! | to a subtable | 16-27 its start | `SPECIAL`, `LINK` |
-//! | no such code | | `SPECIAL`, `INVALID` |
+//! | lit/len entry | bits 16-24 | 25-28 | flags |
+//! |---|---|---|---|
+//! | literal | the byte | code length | `LITERAL` |
+//! | length | base | code length | |
+//! | end of block | 0 | code length | `SPECIAL` |
+//! | no such code | 1, which is `INVALID` | | `SPECIAL` |
+//! | to a subtable | its start, up to bit 27 | | `SPECIAL`, `LINK` |
 //!
 //! | distance entry | bits 16-23 | 24-31 | 32-61 | flags |
 //! |---|---|---|---|---|
@@ -28,8 +28,6 @@ use std::sync::LazyLock;
 pub(super) const LITLEN_BITS: u32 = 11;
 /// Index bits of the first distance table.
 pub(super) const DISTANCE_BITS: u32 = 8;
-/// Symbols of a code, at most.
-const MOST_CODES: usize = 288;
 /// Longest code.
 const MAX_LENGTH: usize = 15;
 /// Lit/len codes that a header can give a length.
@@ -42,9 +40,7 @@ const LITLEN_ENTRIES: usize = 4096;
 const DISTANCE_ENTRIES: usize = 512;
 
 /// One kind of table entry.
-trait Entry: Copy {
-    /// What one bit more of code length adds.
-    const STEP: Self;
+pub(super) trait Entry: Copy {
     /// No code leads here.
     const INVALID: Self;
 
@@ -62,8 +58,8 @@ pub(super) mod litlen {
     pub(in crate::inflate) const SPECIAL: u32 = 1 << 30;
     /// Leads to a subtable.
     pub(in crate::inflate) const LINK: u32 = 1 << 29;
-    /// No such code.
-    pub(in crate::inflate) const INVALID: u32 = 1 << 28;
+    /// Special, and no link: no such code.
+    pub(in crate::inflate) const INVALID: u32 = 1 << 16;
 }
 
 /// Distance entries.
@@ -75,11 +71,10 @@ pub(super) mod distance {
 }
 
 impl Entry for u32 {
-    const STEP: Self = 1 << 24 | 1;
     const INVALID: Self = litlen::SPECIAL | litlen::INVALID;
 
     fn leaf(self, length: u32) -> Self {
-        self + Self::STEP * length
+        self + (1 << 25 | 1) * length
     }
 
     fn link(start: usize, bits: u32, width: u32) -> Self {
@@ -89,11 +84,10 @@ impl Entry for u32 {
 }
 
 impl Entry for u64 {
-    const STEP: Self = 1 << 16 | 1;
     const INVALID: Self = distance::SPECIAL;
 
     fn leaf(self, length: u32) -> Self {
-        self + Self::STEP * Self::from(length)
+        self + (1 << 16 | 1) * Self::from(length)
     }
 
     fn link(start: usize, bits: u32, width: u32) -> Self {
@@ -111,14 +105,14 @@ static LITLEN_LEAVES: [u32; 288] = {
     }
     leaves[256] = litlen::SPECIAL | LITLEN_BITS << 8;
     let mut symbol = 0;
-    let mut base = 0;
+    let mut base = 3;
     while symbol < 28 {
         let extra = if symbol < 8 { 0 } else { symbol / 4 - 1 };
         leaves[257 + symbol as usize] = base << 16 | DISTANCE_BITS << 8 | extra;
         base += 1 << extra;
         symbol += 1;
     }
-    leaves[285] = 255 << 16 | DISTANCE_BITS << 8;
+    leaves[285] = 258 << 16 | DISTANCE_BITS << 8;
     leaves
 };
 
@@ -156,21 +150,29 @@ impl BlockTables {
     /// Tables of no code.
     pub(super) fn empty() -> Self {
         Self {
-            litlen: [u32::INVALID + u32::STEP; LITLEN_ENTRIES],
-            distance: [u64::INVALID + u64::STEP; DISTANCE_ENTRIES],
+            litlen: [u32::INVALID; LITLEN_ENTRIES],
+            distance: [u64::INVALID; DISTANCE_ENTRIES],
         }
     }
 
-    /// Fills both tables from the code lengths of their symbols.
-    pub(super) fn fill(&mut self, litlen: &[u8], distance: &[u8]) -> Result<(), BadCode> {
-        fill(&mut self.litlen, LITLEN_BITS, litlen, &LITLEN_LEAVES).ok_or(BadCode::Litlen)?;
-        fill(
-            &mut self.distance,
-            DISTANCE_BITS,
-            distance,
-            &DISTANCE_LEAVES,
-        )
-        .ok_or(BadCode::Distance)
+    /// Fills both tables from the code lengths of their symbols, which `counts` counts together.
+    pub(super) fn fill(
+        &mut self,
+        counts: &Counts,
+        litlen: &[u8],
+        distance: &[u8],
+    ) -> Result<(), BadCode> {
+        let of_distance = count(distance);
+        let of_litlen = std::array::from_fn(|length| counts[length] - of_distance[length]);
+        let (table, leaves) = (&mut self.litlen, &LITLEN_LEAVES);
+        if fill(table, LITLEN_BITS, &of_litlen, litlen, leaves) == Space::Bad {
+            return Err(BadCode::Litlen);
+        }
+        let (table, leaves) = (&mut self.distance, &DISTANCE_LEAVES);
+        if fill(table, DISTANCE_BITS, &of_distance, distance, leaves) == Space::Bad {
+            return Err(BadCode::Distance);
+        }
+        Ok(())
     }
 
     /// The tables of blocks without own codes (RFC 1951, 3.2.6).
@@ -180,8 +182,10 @@ impl BlockTables {
             lengths[144..256].fill(9);
             lengths[256..280].fill(7);
             let mut tables = Box::new(BlockTables::empty());
+            let mut counts = count(&lengths);
+            counts[5] += 32;
             tables
-                .fill(&lengths, &[5; 32])
+                .fill(&counts, &lengths, &[5; 32])
                 .expect("the fixed codes are complete");
             tables
         });
@@ -203,45 +207,51 @@ pub(super) enum Space {
     Bad,
 }
 
-/// Counts lengths and judges them.
-pub(super) fn survey(lengths: &[u8]) -> (Counts, Space) {
-    // Equal lengths often stand together; one count for all would be waited for each time.
-    let mut lanes = [[0; MAX_LENGTH + 1]; 4];
-    let (fours, rest) = lengths.as_chunks::<4>();
-    for four in fours {
-        for (lane, &length) in lanes.iter_mut().zip(four) {
-            lane[usize::from(length)] += 1;
-        }
+/// Counts lengths.
+pub(super) fn count(lengths: &[u8]) -> Counts {
+    let mut counts = [0; MAX_LENGTH + 1];
+    for &length in lengths {
+        counts[usize::from(length)] += 1;
     }
-    for &length in rest {
-        lanes[0][usize::from(length)] += 1;
-    }
-    let counts: Counts = std::array::from_fn(|length| lanes.iter().map(|lane| lane[length]).sum());
+    counts
+}
+
+/// Judges the lengths of a code.
+fn space(counts: &Counts) -> Space {
     let used = (1..=MAX_LENGTH).map(|length| u32::from(counts[length]) << (MAX_LENGTH - length));
     let used: u32 = used.sum();
-    let space = match used {
+    match used {
         _ if used == 1 << MAX_LENGTH => Space::Full,
         0 => Space::Lone,
         _ if counts[1] == 1 && used == 1 << (MAX_LENGTH - 1) => Space::Lone,
         _ => Space::Bad,
-    };
-    (counts, space)
+    }
 }
 
-/// Fills a table and its subtables; `None` if the lengths make no code.
-fn fill<E: Entry>(table: &mut [E], width: u32, lengths: &[u8], leaves: &[E]) -> Option<()> {
-    let (counts, space) = survey(lengths);
+/// Fills a table and its subtables, unless the lengths make no code.
+pub(super) fn fill<E: Entry, const CODES: usize>(
+    table: &mut [E],
+    width: u32,
+    counts: &Counts,
+    lengths: &[u8],
+    leaves: &[E; CODES],
+) -> Space {
+    let space = space(counts);
     match space {
-        Space::Bad => return None,
+        Space::Bad => {}
         Space::Lone => fill_lone(&mut table[..1 << width], lengths, leaves),
         Space::Full => {
-            let mut sorted = [E::INVALID; MOST_CODES];
-            sort(&counts, lengths, leaves, &mut sorted);
-            let first = usize::from(counts[0]);
-            fill_full(table, width, &counts, &sorted[first..lengths.len()]);
+            let mut sorted = [E::INVALID; CODES];
+            sort(counts, lengths, leaves, &mut sorted);
+            fill_full(
+                table,
+                width,
+                counts,
+                &sorted[counts[0].into()..lengths.len()],
+            );
         }
     }
-    Some(())
+    space
 }
 
 /// Fills a table of at most one code, which is a zero bit.
@@ -254,13 +264,13 @@ fn fill_lone<E: Entry>(table: &mut [E], lengths: &[u8], leaves: &[E]) {
 }
 
 /// Sorts the leaves of symbols by code length, those without a code first.
-fn sort<E: Entry>(counts: &Counts, lengths: &[u8], leaves: &[E], sorted: &mut [E; MOST_CODES]) {
+fn sort<E: Entry>(counts: &Counts, lengths: &[u8], leaves: &[E], sorted: &mut [E]) {
     let mut starts = [0; MAX_LENGTH + 1];
     for length in 0..MAX_LENGTH {
         starts[length + 1] = starts[length] + counts[length];
     }
     let mut ends: Counts = std::array::from_fn(|length| starts[length] + counts[length]);
-    // From both sides, for the same reason that `survey` counts in lanes.
+    // From both sides: equal lengths often stand together, and their places are waited for.
     let mut symbols = lengths.iter().zip(&leaves[..lengths.len()]);
     while let Some((&length, &leaf)) = symbols.next() {
         let start = &mut starts[usize::from(length)];
@@ -274,10 +284,22 @@ fn sort<E: Entry>(counts: &Counts, lengths: &[u8], leaves: &[E], sorted: &mut [E
     }
 }
 
+/// Bytes with their bits in reverse.
+static REVERSED: [u8; 256] = {
+    let mut reversed = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        reversed[byte] = (byte as u8).reverse_bits();
+        byte += 1;
+    }
+    reversed
+};
+
 /// A code of `length` bits with its first bit lowest, as it stands in the stream; counted it is
-/// with its first bit highest.
-pub(super) fn reversed(code: u16, length: u32) -> usize {
-    usize::from(code.reverse_bits() >> (u16::BITS - length))
+/// with its first bit highest. Two look-ups are quicker than what x86 has for this.
+fn reversed(code: u16, length: u32) -> usize {
+    let [low, high] = code.to_le_bytes().map(|byte| REVERSED[usize::from(byte)]);
+    usize::from(u16::from_be_bytes([low, high]) >> (u16::BITS - length))
 }
 
 /// Fills a table from a complete code's symbols, shortest code first.

@@ -217,3 +217,27 @@ async fn a_full_disk_fails_no_read_and_a_sequential_reader_fetches_each_span_onc
     assert_eq!(node.source.requests().len(), covering.end.0 as usize);
     node.assert_right(all).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_layer_takes_on_disk_is_what_is_here_of_it() {
+    let node = Node::new().await;
+    let usage = || node.store.usage(&node.packed.digest).unwrap();
+    let before = usage();
+    let files = fs::read_dir(node.root.join(node.packed.digest.hex())).unwrap();
+    // The directory counts too.
+    assert_eq!(before.inodes, files.count() as u64 + 1);
+    node.assert_right(node.all()).await;
+    quiet(&node.layer).await;
+    let grown = usage().size - before.size;
+    let plain = node.layer.spans().uncompressed_size();
+    // Blocks are allocated whole, and maybe later than written.
+    node.file("data").sync_all().unwrap();
+    let grown_on_disk = usage().size - before.size;
+    assert!(grown <= grown_on_disk, "{grown}, {grown_on_disk}");
+    assert!(
+        (plain..plain + (64 << 10)).contains(&grown_on_disk),
+        "{grown_on_disk} of {plain}"
+    );
+    let nobody = node.store.usage(&Digest::of(b"another")).unwrap();
+    assert_eq!((nobody.size, nobody.inodes), (0, 0));
+}
