@@ -8,56 +8,188 @@ use integration::command::{command, run};
 use integration::debian::{self, Step};
 use integration::host::{Indexing, convert};
 use integration::push::push;
-use integration::{DockerRegistry, Layer, Layout, Scratch, Soci, busybox, cache, image};
+use integration::{
+    Containerd, DockerRegistry, Layer, Layout, Scratch, Soci, busybox, cache, image,
+};
 
+use crate::kept::Kept;
+use crate::peers;
 use crate::workload::{Base, LayerRecipe, Workload};
 
 /// The compressor of layers that are made here.
 const COMPRESSOR: &str = "gzip -6";
 const CLEAN: &str = "rm -rf /var/lib/apt/lists/* /var/cache/apt/archives/*.deb /var/cache/apt/*.bin /var/log/*.log /var/log/apt";
 
+/// What of an image a mode pulls: all forms have the same layers, but for eStargz's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Form {
+    /// With a SOCI index, compact zTOCs, and what a recorded start read.
+    Indexed,
+    /// As it was made, and an index that Debian's `soci` made as a referrer.
+    Soci04,
+    /// Converted to eStargz by the stargz snapshotter's client.
+    Estargz,
+}
+
+impl Form {
+    /// The tag in the workload's repository.
+    pub(crate) fn tag(self) -> &'static str {
+        match self {
+            Self::Indexed => "latest",
+            Self::Soci04 => PLAIN,
+            Self::Estargz => "estargz",
+        }
+    }
+}
+
+/// The tag of an image as it was made.
+const PLAIN: &str = "plain";
+/// How long a service is recorded, which does not end by itself; and the longest that anything is.
+const RECORDED: [&str; 2] = ["10s", "120s"];
+
 /// A workload's image in the registry.
 #[derive(Debug, Clone)]
 pub(crate) struct Published {
-    /// Repository and tag, or a whole reference for a user's own.
-    pub(crate) name: String,
+    repository: String,
     /// Bytes of its layers, compressed; of a user's own unknown.
     pub(crate) bytes: Option<u64>,
 }
 
-/// Makes the image (or takes its layers from the cache), indexes it and pushes it.
+impl Published {
+    /// Where `registry` has it in the form that `mode` pulls; a user's own is where it is.
+    pub(crate) fn reference(&self, registry: &DockerRegistry, form: Form) -> String {
+        match self.bytes {
+            None => self.repository.clone(),
+            Some(_) => registry.reference(&format!("{}:{}", self.repository, form.tag())),
+        }
+    }
+}
+
+/// Sees to it that `registry`, whose images `kept` knows, has the image in all `forms`.
 pub(crate) fn publish(
     scratch: &Scratch,
     registry: &DockerRegistry,
+    kept: &mut Kept,
     workload: &Workload,
+    forms: &[Form],
 ) -> Result<Published> {
+    let mut published = Published {
+        repository: format!("startup/{}", workload.name),
+        bytes: None,
+    };
     if let Some(name) = &workload.image {
-        return Ok(Published {
-            name: name.clone(),
-            bytes: None,
-        });
+        published.repository.clone_from(name);
+        return Ok(published);
     }
-    let layout = Layout::create(&scratch.dir(&format!("image-{}", workload.name))?)?;
+    let recipe = format!("{workload:?} {}", kept.tools());
+    let bytes = kept.image(&workload.name, &recipe, || {
+        eprintln!("startup: making the image of {} (minutes)", workload.name);
+        made(scratch, registry, workload, &published.repository)
+    })?;
+    published.bytes = Some(bytes);
+    for &form in forms.iter().filter(|form| **form != Form::Indexed) {
+        kept.image(
+            &format!("{}:{}", workload.name, form.tag()),
+            &recipe,
+            || {
+                eprintln!(
+                    "startup: making the image of {} as {}",
+                    workload.name,
+                    form.tag()
+                );
+                let reference =
+                    |tag| registry.reference(&format!("{}:{tag}", published.repository));
+                match form {
+                    Form::Estargz => convert_to_estargz(&reference(PLAIN), &reference(form.tag())),
+                    _ => index_by_debians(&reference(PLAIN)),
+                }?;
+                Ok(bytes)
+            },
+        )?;
+    }
+    Ok(published)
+}
+
+/// Makes the image, indexes it, records a start, and pushes it with and without; its bytes.
+fn made(
+    scratch: &Scratch,
+    registry: &DockerRegistry,
+    workload: &Workload,
+    repository: &str,
+) -> Result<u64> {
+    let dir = |what: &str| scratch.path().join(format!("{what}-{}", workload.name));
+    let layout = Layout::create(&dir("image"))?;
     let layers = layers(&layout, workload).with_context(|| workload.name.clone())?;
     let command: Vec<_> = workload.command.iter().map(String::as_str).collect();
     let image = layout.add_image(&layers, &command, "latest")?;
-    let indexed = Layout::open(&scratch.path().join(format!("indexed-{}", workload.name)));
-    let how = Indexing {
-        span_size: 4 << 20,
-        compact: "yes",
-        compact_span_size: 1 << 20,
-        ..Indexing::default()
-    };
-    convert(&Soci::alone(scratch)?, layout.path(), indexed.path(), how)?;
-    let name = format!("startup/{}:latest", workload.name);
-    push(&indexed, &registry.reference(&name))?;
-    for made in [&layout, &indexed] {
-        fs::remove_dir_all(made.path())?;
+    push(
+        &layout,
+        &registry.reference(&format!("{repository}:{PLAIN}")),
+    )?;
+    let (indexed, whole, record) = (dir("indexed"), dir("whole"), dir("record"));
+    let soci = Soci::alone(scratch)?;
+    convert(&soci, layout.path(), &indexed, HOW)?;
+    let time = RECORDED[usize::from(workload.ready.port().is_none())];
+    let mut trace = soci.command()?;
+    trace
+        .args(["trace", "--for", time, "--output"])
+        .arg(&record);
+    run(trace.arg(&indexed).arg("--").args(&workload.command)).context("cannot record a start")?;
+    convert_with_record(&soci, layout.path(), &whole, &record)?;
+    let tag = Form::Indexed.tag();
+    push(
+        &Layout::open(&whole),
+        &registry.reference(&format!("{repository}:{tag}")),
+    )?;
+    for made in [layout.path(), &indexed, &whole] {
+        fs::remove_dir_all(made)?;
     }
-    Ok(Published {
-        name,
-        bytes: Some(image.size()),
-    })
+    Ok(image.size())
+}
+
+/// Spans of zTOCs as the original has them by default, and of compact ones.
+const HOW: Indexing = Indexing {
+    span_size: 4 << 20,
+    min_layer_size: 0,
+    compact: "yes",
+    compact_span_size: 1 << 20,
+};
+
+fn convert_with_record(soci: &Soci, from: &Path, to: &Path, record: &Path) -> Result<()> {
+    let mut convert = soci.command()?;
+    convert.args(["convert", "--standalone", "--format", "oci-dir"]);
+    convert.args(["--span-size", &HOW.span_size.to_string()]);
+    convert.args(["--min-layer-size", &HOW.min_layer_size.to_string()]);
+    convert.args(["--compact", HOW.compact]);
+    convert.args(["--compact-span-size", &HOW.compact_span_size.to_string()]);
+    run(convert.arg("--prefetch-from").arg(record).arg(from).arg(to))?;
+    Ok(())
+}
+
+/// A containerd that has the content of `reference`, unpacked nowhere.
+fn fetched(scratch: &Scratch, reference: &str) -> Result<Containerd> {
+    let containerd = Containerd::start(scratch)?;
+    let fetch = ["content", "fetch", "--plain-http", reference];
+    run(containerd.ctr().command().args(fetch))?;
+    Ok(containerd)
+}
+
+fn convert_to_estargz(from: &str, to: &str) -> Result<()> {
+    let scratch = Scratch::within(Path::new("/var/tmp"))?;
+    let containerd = fetched(&scratch, from)?;
+    let convert = ["images", "convert", "--estargz", "--oci", from, to];
+    run(peers::ctr_remote(&containerd)?.args(convert))?;
+    let push = ["images", "push", "--plain-http", to];
+    run(containerd.ctr().command().args(push))?;
+    Ok(())
+}
+
+fn index_by_debians(reference: &str) -> Result<()> {
+    let scratch = Scratch::within(Path::new("/var/tmp"))?;
+    let containerd = fetched(&scratch, reference)?;
+    run(peers::soci(&containerd)?.args(["create", reference]))?;
+    run(peers::soci(&containerd)?.args(["push", "--plain-http", reference]))?;
+    Ok(())
 }
 
 fn layers(layout: &Layout, workload: &Workload) -> Result<Vec<Layer>> {

@@ -12,7 +12,9 @@ use integration::command::{run, tail};
 use integration::link::Link;
 use integration::{DockerRegistry, Scratch};
 
-use crate::mode::{Mode, Node, Peers};
+use crate::mode::Mode;
+use crate::node::Node;
+use crate::peers::Peers;
 use crate::process;
 use crate::ready::Started;
 use crate::sample::{LinkShape, Sample};
@@ -163,6 +165,16 @@ fn drop_caches() -> Result<()> {
     fs::write("/proc/sys/vm/drop_caches", "3").context("cannot drop the page cache")
 }
 
+/// Every so many points of `noted` that few enough are left for a plot, and the last; milliseconds.
+fn thinned(noted: Vec<(f64, u64)>) -> Vec<(f64, u64)> {
+    const MOST: usize = 100;
+    let (step, last) = (noted.len() / MOST + 1, noted.len().saturating_sub(1));
+    let kept = noted.into_iter().enumerate();
+    let kept = kept.filter(|(at, _)| at.is_multiple_of(step) || *at == last);
+    kept.map(|(_, (time, bytes))| ((time * 1e3).round() / 1e3, bytes))
+        .collect()
+}
+
 /// Bytes that came through a link, noted while it runs.
 struct Timeline {
     stop: Arc<AtomicBool>,
@@ -194,6 +206,6 @@ impl Timeline {
 
     fn stop(self) -> Vec<(f64, u64)> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap_or_default()
+        thinned(self.thread.join().unwrap_or_default())
     }
 }

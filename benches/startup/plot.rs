@@ -106,7 +106,11 @@ fn color(mode: Mode) -> RGBColor {
         Mode::Lazy => RGBColor(0x09, 0x69, 0xda),
         Mode::OnDemand => RGBColor(0x54, 0xae, 0xff),
         Mode::Ztocs => RGBColor(0x9a, 0x67, 0x00),
+        Mode::Prefetch => RGBColor(0x05, 0x3f, 0x8f),
         Mode::Original => RGBColor(0x82, 0x50, 0xdf),
+        Mode::Soci04 => RGBColor(0xbf, 0x39, 0x89),
+        Mode::Stargz => RGBColor(0xe1, 0xa7, 0x2b),
+        Mode::Nydus => RGBColor(0x2d, 0xa4, 0x4e),
         Mode::Warm => RGBColor(0x1a, 0x7f, 0x37),
     }
 }

@@ -106,6 +106,42 @@ fn details(modes: &Modes<'_>, mode: Mode) -> String {
     )
 }
 
+/// Medians to ready with a column for each mode: what fits in a README. The best of each line is bold.
+pub(crate) fn short(results: &Results) -> String {
+    let cells = cells(results);
+    let has = |mode: &Mode| cells.values().any(|modes| !modes.ready(*mode).is_empty());
+    let columns: Vec<Mode> = Mode::ALL.into_iter().filter(has).collect();
+    let names: Vec<_> = columns.iter().map(|mode| mode.name()).collect();
+    let mut text = String::new();
+    let _ = writeln!(text, "| workload | link | floor | {} |", names.join(" | "));
+    let _ = writeln!(text, "|---|---|--:|{}", "--:|".repeat(columns.len()));
+    for (cell, modes) in &cells {
+        let median = |mode: Mode| Some(Summary::of(&modes.ready(mode))?.median);
+        let first_starts = columns.iter().filter(|mode| mode.is_first_start());
+        let best = first_starts
+            .filter_map(|mode| median(*mode))
+            .fold(f64::INFINITY, f64::min);
+        let shown = |mode: &Mode| match median(*mode) {
+            Some(seconds) if seconds <= best && mode.is_first_start() => {
+                format!("**{seconds:.2}**")
+            }
+            Some(seconds) => format!("{seconds:.2}"),
+            None => String::new(),
+        };
+        let row: Vec<_> = columns.iter().map(shown).collect();
+        let floor = modes.floor(cell.link);
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} |",
+            cell.workload,
+            shape(cell.link),
+            floor.map_or_else(String::new, |floor| format!("{floor:.2}")),
+            row.join(" | ")
+        );
+    }
+    text
+}
+
 /// What has changed since `old`, by the time to ready; whether anything got slower.
 pub(crate) fn comparison(new: &Results, old: &Results) -> (String, bool) {
     let (new, old) = (cells(new), cells(old));
@@ -271,6 +307,29 @@ pub(crate) mod tests {
             line,
             "startup: cells=1 lazy_x_overlayfs=0.205 worst_lazy_x_overlayfs=0.205 missing=1"
         );
+    }
+
+    #[test]
+    fn the_short_table_has_a_line_for_each_cell_and_marks_the_best_first_start() {
+        let text = short(&results());
+        let expected = "| workload | link | floor | overlayfs | lazy | warm |\n|---|---|--:|--:|--:|--:|\n\
+            | w | 8 Mbit/s, 20 ms | 1.60 | 10.06 | **2.06** | 0.50 |\n";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn results_of_two_runs_are_shown_together() {
+        let (mut one, mut other) = (results(), results());
+        for sample in &mut other.samples {
+            sample.link.delay_ms = 5;
+        }
+        other
+            .missing
+            .push(("nydus".to_owned(), "not installed".to_owned()));
+        one.add(other);
+        assert_eq!(one.samples.len(), 16);
+        assert_eq!((one.workloads.len(), one.missing.len()), (1, 2));
+        assert_eq!(short(&one).lines().count(), 4);
     }
 
     #[test]

@@ -16,6 +16,21 @@ pub(crate) struct Results {
     pub(crate) samples: Vec<Sample>,
 }
 
+impl Results {
+    /// Adds what another run measured, on the same machine.
+    pub(crate) fn add(&mut self, other: Self) {
+        for about in other.workloads {
+            if self.workloads.iter().all(|known| known.name != about.name) {
+                self.workloads.push(about);
+            }
+        }
+        self.missing.extend(other.missing);
+        self.missing.sort();
+        self.missing.dedup();
+        self.samples.extend(other.samples);
+    }
+}
+
 /// What the numbers were taken on.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Machine {

@@ -1,0 +1,111 @@
+//! A node that a sample is taken on: containerd, and the snapshotter behind it.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use integration::command::{finish, run};
+use integration::service::Service;
+use integration::{Containerd, Scratch, Soci};
+
+use crate::mode::Mode;
+use crate::peers::{Peers, ctr_remote, soci};
+
+/// containerd, and the snapshotter behind it if the mode has one.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) containerd: Containerd,
+    pub(crate) daemon: Option<Service>,
+    pub(crate) mode: Mode,
+    soci: Soci,
+}
+
+impl Node {
+    /// Starts both with empty roots below `scratch`.
+    pub(crate) fn start(scratch: &Scratch, mode: Mode, peers: &Peers) -> Result<Self> {
+        let containerd = Containerd::start(scratch)?;
+        let daemon = match mode {
+            Mode::Overlayfs => None,
+            _ => Some(daemon(scratch, &containerd, mode, peers.daemon(mode)?)?),
+        };
+        let soci = Soci::with(scratch, &containerd)?;
+        Ok(Self {
+            containerd,
+            daemon,
+            mode,
+            soci,
+        })
+    }
+
+    /// The command that pulls `reference`.
+    pub(crate) fn pull(&self, reference: &str) -> Result<Command> {
+        let snapshotter = ["--snapshotter", self.mode.snapshotter()];
+        let mut pull = match self.mode {
+            Mode::Overlayfs => {
+                let mut ctr = self.containerd.ctr().command();
+                ctr.args(["images", "pull"]).args(snapshotter);
+                ctr
+            }
+            Mode::Stargz => {
+                let mut ctr = ctr_remote(&self.containerd)?;
+                ctr.args(["images", "rpull"]).args(snapshotter);
+                ctr
+            }
+            Mode::Soci04 => {
+                let mut soci = soci(&self.containerd)?;
+                soci.args(["image", "rpull"]);
+                soci
+            }
+            _ => {
+                let mut soci = self.soci.command()?;
+                soci.arg("rpull");
+                soci
+            }
+        };
+        pull.args(["--plain-http", reference]);
+        Ok(pull)
+    }
+
+    /// Removes the container `id`, which has ended.
+    pub(crate) fn delete(&self, id: &str) -> Result<()> {
+        let ctr = self.containerd.ctr();
+        // A task that was attached to is gone with its end, one that was killed is not.
+        let _ = finish(ctr.command().args(["tasks", "delete", "--force", id]));
+        run(ctr.command().args(["containers", "delete", id]))?;
+        Ok(())
+    }
+}
+
+fn daemon(
+    scratch: &Scratch,
+    containerd: &Containerd,
+    mode: Mode,
+    mut daemon: Command,
+) -> Result<Service> {
+    let dir = scratch.dir("soci")?;
+    let config = dir.join("config.toml");
+    fs::write(&config, configuration(containerd, mode))?;
+    daemon.arg("--address").arg(containerd.snapshotter_socket());
+    daemon.arg("--config").arg(&config);
+    daemon.arg("--root").arg(dir.join("root"));
+    let mut service = Service::start("snapshotter", &mut daemon, &dir.join("daemon.log"))?;
+    let socket = containerd.snapshotter_socket();
+    service
+        .wait_ready(|| UnixStream::connect(&socket).is_ok())
+        .with_context(|| format!("cannot start {daemon:?}"))?;
+    Ok(service)
+}
+
+/// Those of other projects run with their defaults.
+fn configuration(containerd: &Containerd, mode: Mode) -> String {
+    if matches!(mode, Mode::Soci04 | Mode::Stargz) {
+        return String::new();
+    }
+    let socket = containerd.socket();
+    format!(
+        "{}[content_store]\ntype = \"soci\"\ncontainerd_address = \"{}\"\n",
+        mode.configuration(),
+        socket.display()
+    )
+}
