@@ -376,16 +376,21 @@ impl World {
         self
     }
 
-    fn finish(mut self) {
-        self.heal();
+    /// The trees are the same, with all their metadata.
+    fn assert_same_names(&self) {
         // The root itself is the snapshot's own directory, as old as the snapshot.
         let [expected, actual] = [self.original.path(), self.mounted.path()].map(|root| {
             let mut tree = walk(root).unwrap();
-            tree.retain(|path, _| path != Path::new("/"));
+            tree.retain(|path, _| !path.as_os_str().is_empty());
             tree
         });
         assert!(expected.len() > 10);
         assert_same(&expected, &actual);
+    }
+
+    fn finish(mut self) {
+        self.heal();
+        self.assert_same_names();
         assert!(self.readers.original.root.exists());
         let ctr = self.host.ctr();
         let host = self.host;
@@ -408,16 +413,12 @@ fn allocated(dir: &Path) -> u64 {
 }
 
 #[test]
-#[ignore = "names of its image differ from containerd's unpacked ones: to be explained first"]
 fn whatever_happens_a_mount_gives_the_bytes_of_the_unpacked_image_or_fails_for_now() {
     let steps = number("SPANSHOT_MODEL_STEPS", STEPS);
     let seed = number("SPANSHOT_MODEL_SEED", 7);
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let mut world = World::start();
-    assert_same(
-        &walk(world.original.path()).unwrap(),
-        &walk(world.mounted.path()).unwrap(),
-    );
+    world.assert_same_names();
     for _ in 0..steps {
         world = world.step(&mut random);
     }
