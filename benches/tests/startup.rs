@@ -30,9 +30,9 @@ fn the_harness_measures_three_modes_writes_its_results_and_compares_them() {
     let results: Value = serde_json::from_slice(&text).unwrap();
     let sample = |mode: &str| {
         let samples = results["samples"].as_array().unwrap();
-        let of_mode = samples.iter().filter(|sample| sample["mode"] == mode);
+        let mut of_mode = samples.iter().filter(|sample| sample["mode"] == mode);
         assert_eq!(of_mode.clone().count(), 1, "{mode}");
-        of_mode.cloned().next().unwrap()
+        of_mode.next().cloned().unwrap()
     };
     let bytes = |mode| sample(mode)["bytes"].as_u64().unwrap();
     let image = results["workloads"][0]["image_bytes"].as_u64().unwrap();
