@@ -119,7 +119,9 @@ impl World {
     }
 }
 
-fn run(world: &Arc<World>, threads: Vec<Box<dyn FnOnce(&World) + Send>>) {
+type Thread = Box<dyn FnOnce(&World) + Send>;
+
+fn run(world: &Arc<World>, threads: Vec<Thread>) {
     let running: Vec<_> = threads
         .into_iter()
         .map(|work| {

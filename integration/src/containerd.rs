@@ -35,7 +35,7 @@ impl Containerd {
     /// of pods.
     pub fn start_for_pods(scratch: &Scratch, pause: &str) -> Result<Self> {
         let dir = scratch.dir("containerd")?;
-        Self::start_with(scratch, "containerd", &cri(&dir, pause))
+        Self::start_with(scratch, "containerd", &cri(&dir, pause)?)
     }
 
     fn start_with(scratch: &Scratch, name: &str, more: &str) -> Result<Self> {
@@ -119,7 +119,8 @@ fn snapshotter_socket(dir: &Path) -> PathBuf {
     dir.join("soci.sock")
 }
 
-const NO_CRI: &str = r#"disabled_plugins = [
+const NO_CRI: &str = r#"version = 2
+disabled_plugins = [
   "io.containerd.grpc.v1.cri",
   "io.containerd.internal.v1.opt",
   "io.containerd.snapshotter.v1.aufs",
@@ -129,11 +130,41 @@ const NO_CRI: &str = r#"disabled_plugins = [
 ]
 "#;
 
-/// For CRI. Sizes are asked of snapshotters each second.
-fn cri(dir: &Path, pause: &str) -> String {
+/// For CRI from 2.0 on: what stands under the old names is lost when containerd migrates it. Transfers tell CRI's snapshotter
+/// nothing.
+fn cri_since_2(dir: &Path, pause: &str) -> String {
     let dir = dir.display();
     format!(
-        r#"disabled_plugins = [
+        r#"version = 3
+disabled_plugins = ["io.containerd.internal.v1.opt"]
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "soci"
+  disable_snapshot_annotations = false
+  use_local_image_pull = true
+  stats_collect_period = 1
+  [plugins."io.containerd.cri.v1.images".pinned_images]
+    sandbox = "{pause}"
+[plugins."io.containerd.cri.v1.runtime"]
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    conf_dir = "{dir}/cni"
+[plugins."io.containerd.grpc.v1.cri"]
+  disable_tcp_service = true
+[plugins."io.containerd.nri.v1.nri"]
+  disable = true
+"#
+    )
+}
+
+/// For CRI. Sizes are asked of snapshotters each second.
+fn cri(dir: &Path, pause: &str) -> Result<String> {
+    if version()? >= (2, 0) {
+        return Ok(cri_since_2(dir, pause));
+    }
+    let dir = dir.display();
+    Ok(format!(
+        r#"version = 2
+disabled_plugins = [
   "io.containerd.internal.v1.opt",
   "io.containerd.snapshotter.v1.aufs",
   "io.containerd.snapshotter.v1.btrfs",
@@ -153,7 +184,7 @@ fn cri(dir: &Path, pause: &str) -> String {
 [plugins."io.containerd.nri.v1.nri"]
   disable = true
 "#
-    )
+    ))
 }
 
 /// For `ctr`, which asks containerd itself to pull from 2.0 on. It tells a snapshotter of what it pulls from 2.1 on.
@@ -173,8 +204,7 @@ fn configuration(dir: &Path, scratch: &Scratch, more: &str) -> Result<String> {
     let soci = scratch.path().join("soci/root");
     let (dir, snapshotter, soci) = (dir.display(), snapshotter.display(), soci.display());
     Ok(format!(
-        r#"version = 2
-root = "{dir}/root"
+        r#"root = "{dir}/root"
 state = "{dir}/state"
 {more}{transfer}[grpc]
   address = "{dir}/containerd.sock"

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use integration::command::until;
+use integration::ctr::Run;
 use integration::debian::{self, Step};
 use integration::host::{Host, Indexing, ON_DEMAND, Published};
 use integration::walk::{Kind, Tree, assert_same, differences};
@@ -78,6 +79,46 @@ fn layers_without_a_ztoc_among_lazy_ones_are_the_same_tree() {
     let published = host.publish("upside-down", &order, how).unwrap();
     assert_same_tree(&host, &published);
     host.finish().unwrap();
+}
+
+#[test]
+fn a_debian_image_by_compact_ztocs_is_the_same_tree() {
+    let host = Host::start(ON_DEMAND).unwrap();
+    let layers = debian::layers("fidelity", &STEPS).unwrap();
+    let how = Indexing {
+        compact: "yes",
+        ..Indexing::default()
+    };
+    let published = host.publish("compact", &layers, how).unwrap();
+    assert_same_tree(&host, &published);
+    host.finish().unwrap();
+}
+
+/// The bytes of blobs that it takes to print a line from a Debian image, indexed like that.
+fn bytes_to_a_line(compact: &'static str) -> u64 {
+    let host = Host::start(ON_DEMAND).unwrap();
+    let layers = debian::layers("fidelity", &STEPS).unwrap();
+    let how = Indexing {
+        span_size: 4 << 20,
+        compact,
+        compact_span_size: 1 << 20,
+        ..Indexing::default()
+    };
+    let published = host.publish("line", &layers, how).unwrap();
+    let before = host.registry.traffic().unwrap();
+    host.soci().unwrap().rpull(&published.reference).unwrap();
+    let run = Run::shell(&published.reference, "line", "echo hello");
+    assert_eq!(host.ctr().run(run).unwrap(), "hello\n");
+    let traffic = host.registry.traffic().unwrap().since(before);
+    host.finish().unwrap();
+    traffic.blob_bytes
+}
+
+#[test]
+fn a_line_from_a_debian_image_takes_less_than_half_of_the_bytes_by_compact_ztocs() {
+    let (compact, ztocs) = (bytes_to_a_line("yes"), bytes_to_a_line("no"));
+    eprintln!("{compact} of {ztocs} bytes");
+    assert!(compact * 2 < ztocs, "{compact} of {ztocs} bytes");
 }
 
 #[test]

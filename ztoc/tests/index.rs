@@ -278,7 +278,7 @@ fn a_compact_index_is_listed_last_and_leaves_the_soci_index_as_it_is() {
         compact: Some(compact),
         ..source.clone()
     };
-    let converted = convert(image.clone(), vec![with]).unwrap();
+    let converted = convert(image, vec![with]).unwrap();
     assert_eq!(converted.soci_indexes[0].bytes, golden.soci_index);
     let listed = ImageIndex::parse(&converted.index.bytes).unwrap().manifests;
     assert_eq!(listed.len(), 3);

@@ -158,12 +158,16 @@ mod tests {
         runs.map(|run| run.start.0..run.end.0).collect()
     }
 
+    fn one(run: Range<u32>) -> Vec<Range<u32>> {
+        std::iter::once(run).collect()
+    }
+
     #[test]
     fn a_strided_reader_has_what_it_steps_on_fetched_up_to_the_end_of_its_file() {
         let (streams, file) = (Streams::default(), spans(10..40));
         assert!(read_of(&streams, &file, 11).is_empty());
         assert!(read_of(&streams, &file, 15).is_empty(), "once is chance");
-        assert_eq!(read_of(&streams, &file, 19), [23..24]);
+        assert_eq!(read_of(&streams, &file, 19), one(23..24));
         assert_eq!(read_of(&streams, &file, 23), [27..28, 31..32]);
         assert_eq!(read_of(&streams, &file, 27), [35..36, 39..40]);
         assert!(
@@ -191,8 +195,8 @@ mod tests {
         for span in [0, 4, 8] {
             read_of(&streams, &file, span);
         }
-        assert_eq!(read_of(&streams, &file, 9), [10..11]);
-        assert_eq!(read_of(&streams, &file, 10), [11..13]);
+        assert_eq!(read_of(&streams, &file, 9), one(10..11));
+        assert_eq!(read_of(&streams, &file, 10), one(11..13));
     }
 
     #[test]

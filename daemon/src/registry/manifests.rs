@@ -184,7 +184,7 @@ fn agreed_media_type(header: Option<String>, bytes: &Bytes) -> Result<String, Pr
 #[cfg(any(test, fuzzing))]
 pub(crate) fn probe(content_type: &str, bytes: &Bytes) {
     let header = (!content_type.is_empty()).then(|| content_type.to_owned());
-    match agreed_media_type(header.clone(), bytes) {
+    match agreed_media_type(header, bytes) {
         Ok(kind) => assert!(!kind.is_empty()),
         Err(problem) => assert!(problem.to_string().len() < 4096 + content_type.len()),
     }

@@ -94,9 +94,9 @@ impl Repeat {
     /// By symbol, without code lengths.
     const LEAVES: [Self; ORDER.len()] = {
         let mut leaves = [Self(0); ORDER.len()];
-        let mut length = 0;
+        let mut length: u32 = 0;
         while length < 16 {
-            leaves[length] = Self(1 << 24 | (length as u32) << 16);
+            leaves[length as usize] = Self(1 << 24 | length << 16);
             length += 1;
         }
         leaves[16] = Self(3 << 24 | (Self::BEFORE as u32) << 16 | 2);

@@ -287,10 +287,10 @@ fn sort<E: Entry>(counts: &Counts, lengths: &[u8], leaves: &[E], sorted: &mut [E
 /// Bytes with their bits in reverse.
 static REVERSED: [u8; 256] = {
     let mut reversed = [0; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        reversed[byte] = (byte as u8).reverse_bits();
+    let mut byte: u8 = 0;
+    while byte < u8::MAX {
         byte += 1;
+        reversed[byte as usize] = byte.reverse_bits();
     }
     reversed
 };

@@ -307,7 +307,7 @@ pub(crate) fn now() -> i64 {
 
 /// A zTOC of either form.
 pub(crate) enum AnyZtoc {
-    Ztoc(Ztoc),
+    Ztoc(Box<Ztoc>),
     Compact(Box<Compact>),
 }
 
@@ -315,7 +315,7 @@ impl AnyZtoc {
     /// What both forms tell.
     pub(crate) fn into_parts(self) -> (Toc, SpanTable) {
         match self {
-            Self::Ztoc(ztoc) => ztoc.into_parts(),
+            Self::Ztoc(ztoc) => (*ztoc).into_parts(),
             Self::Compact(compact) => (compact.toc, compact.spans),
         }
     }
@@ -325,7 +325,7 @@ impl AnyZtoc {
 pub(crate) async fn decode(bytes: Bytes) -> Result<AnyZtoc> {
     let decode = move || {
         if !compact::is_compact(&bytes) {
-            return Ok(AnyZtoc::Ztoc(Ztoc::decode(&bytes)?));
+            return Ok(AnyZtoc::Ztoc(Box::new(Ztoc::decode(&bytes)?)));
         }
         let blob = Arc::new(InMemory::new(bytes.to_vec()));
         Ok(AnyZtoc::Compact(Box::new(compact::decode(&bytes, blob)?)))

@@ -15,9 +15,30 @@ pub(super) fn text(view: &api::View, spans: &[api::LayerSpans]) -> String {
     let paint = Paint::of_stdout();
     let totals = Totals::of(view);
     let mut text = String::new();
-    let mut line = |name: &str, value: &str| {
-        let _ = writeln!(text, "{:<12} {value}", format!("{name}:"));
-    };
+    place(&mut text, view, paint);
+    work(&mut text, view, &totals);
+    for (number, (layer, spans)) in view.layers.iter().zip(spans).enumerate().rev() {
+        of_layer(&mut text, number, layer);
+        let _ = writeln!(text, "  {}", map(&spans.states, paint));
+    }
+    let _ = writeln!(
+        text,
+        "\n{} here  {} partly here  {} in flight  {} absent",
+        Cell::Here.paint(paint),
+        Cell::Partly.paint(paint),
+        Cell::InFlight.paint(paint),
+        Cell::Absent.paint(paint)
+    );
+    text
+}
+
+fn line(text: &mut String, name: &str, value: &str) {
+    let _ = writeln!(text, "{:<12} {value}", format!("{name}:"));
+}
+
+/// What is mounted where, and who has it.
+fn place(text: &mut String, view: &api::View, paint: Paint) {
+    let mut line = |name: &str, value: &str| line(text, name, value);
     line("view", &paint.text(Colour::Bold, &view.id.to_string()));
     for image in images(view) {
         line("image", &printable(image.as_bytes()));
@@ -36,6 +57,11 @@ pub(super) fn text(view: &api::View, spans: &[api::LayerSpans]) -> String {
     for below in &view.below {
         line("above", below);
     }
+}
+
+/// What it has cost, and whom it kept waiting.
+fn work(text: &mut String, view: &api::View, totals: &Totals) {
+    let mut line = |name: &str, value: &str| line(text, name, value);
     let local = percent(totals.present, totals.spans);
     line(
         "local",
@@ -81,35 +107,25 @@ pub(super) fn text(view: &api::View, spans: &[api::LayerSpans]) -> String {
             bytes(totals.copied)
         ),
     );
-    for (number, (layer, spans)) in view.layers.iter().zip(spans).enumerate().rev() {
-        let _ = writeln!(
-            text,
-            "\nlayer {number} {}{}\n  {} of {} spans of {}, {} requests, {} fetched, {} hits, {} misses",
-            layer.digest,
-            if layer.compact {
-                ", by its compact zTOC"
-            } else {
-                ""
-            },
-            layer.spans_present,
-            layer.spans,
-            bytes(layer.uncompressed_size),
-            layer.requests,
-            bytes(layer.bytes_fetched),
-            layer.hits,
-            layer.misses,
-        );
-        let _ = writeln!(text, "  {}", map(&spans.states, paint));
-    }
+}
+
+fn of_layer(text: &mut String, number: usize, layer: &api::Layer) {
+    let form = match layer.compact {
+        true => ", by its compact zTOC",
+        false => "",
+    };
     let _ = writeln!(
         text,
-        "\n{} here  {} partly here  {} in flight  {} absent",
-        Cell::Here.paint(paint),
-        Cell::Partly.paint(paint),
-        Cell::InFlight.paint(paint),
-        Cell::Absent.paint(paint)
+        "\nlayer {number} {}{form}\n  {} of {} spans of {}, {} requests, {} fetched, {} hits, {} misses",
+        layer.digest,
+        layer.spans_present,
+        layer.spans,
+        bytes(layer.uncompressed_size),
+        layer.requests,
+        bytes(layer.bytes_fetched),
+        layer.hits,
+        layer.misses,
     );
-    text
 }
 
 /// What a cell of the map says.
