@@ -8,7 +8,7 @@ use integration::command::{command, run};
 use serde_json::Value;
 
 #[test]
-fn the_harness_measures_three_modes_writes_its_results_and_compares_them() {
+fn the_harness_measures_modes_writes_its_results_and_compares_them() {
     let scratch = Scratch::within("/var/tmp".as_ref()).unwrap();
     let out = scratch.dir("out").unwrap();
     let startup = || {
@@ -21,7 +21,7 @@ fn the_harness_measures_three_modes_writes_its_results_and_compares_them() {
         .args(["--rounds", "1", "--workload", "python", "--link", "1g/20ms"])
         .arg("--registry")
         .arg(scratch.path().join("registry"));
-    for mode in ["overlayfs", "lazy", "lazy+prefetch", "nydus"] {
+    for mode in ["overlayfs", "lazy+prefetch", "on-demand", "nydus"] {
         measure.args(["--mode", mode]);
     }
     let printed = run(&mut measure).unwrap();
@@ -37,15 +37,15 @@ fn the_harness_measures_three_modes_writes_its_results_and_compares_them() {
     let bytes = |mode| sample(mode)["bytes"].as_u64().unwrap();
     let image = results["workloads"][0]["image_bytes"].as_u64().unwrap();
     assert!(bytes("overlayfs") > image, "{printed}");
-    assert!(bytes("lazy") < image, "{printed}");
+    assert!(bytes("on-demand") < image / 2, "{printed}");
     // Two rounds of manifests at least, 20 ms each.
-    for mode in ["overlayfs", "lazy", "lazy+prefetch"] {
+    for mode in ["overlayfs", "lazy+prefetch", "on-demand"] {
         let (pull, ready) = (&sample(mode)["pull_s"], &sample(mode)["ready_s"]);
         assert!(pull.as_f64().unwrap() >= 0.04, "{mode}: {pull}");
         assert!(ready.as_f64() > pull.as_f64(), "{mode}: {ready}");
     }
     assert!(printed.contains("- nydus is missing: "), "{printed}");
-    for mode in ["overlayfs", "full-pull", "lazy", "lazy+prefetch", "warm"] {
+    for mode in ["overlayfs", "full-pull", "lazy+prefetch", "on-demand"] {
         let row = format!("| python | 1 Gbit/s, 20 ms | {mode} | 1 | ");
         assert_eq!(
             printed.contains(&row),
@@ -64,7 +64,7 @@ fn the_harness_measures_three_modes_writes_its_results_and_compares_them() {
     show.arg("--show").arg(&first).arg("--show").arg(&first);
     let shown = run(show.arg("--compare").arg(&first)).unwrap();
     assert!(
-        shown.contains("| python | 1 Gbit/s, 20 ms | lazy | 2 | "),
+        shown.contains("| python | 1 Gbit/s, 20 ms | on-demand | 2 | "),
         "{shown}"
     );
     scratch.assert_clean().unwrap();

@@ -24,7 +24,7 @@ func main() {
 		log.Fatal(err)
 	}
 	server := grpc.NewServer()
-	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromService(snapshotter))
+	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(snapshotter))
 	listener, err := net.Listen("unix", *address)
 	if err != nil {
 		log.Fatal(err)
