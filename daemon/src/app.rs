@@ -1,6 +1,7 @@
 //! The daemon as a whole: built from its settings, serving until a signal, then drained.
 
 mod activation;
+pub mod heap;
 pub mod root;
 pub mod socket;
 mod support;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use daemon::app::heap;
 use daemon::app::root::{DEFAULT_ROOT, Root};
 use daemon::app::socket::DEFAULT_ADDRESS;
 use daemon::app::{Address, App, Settings};
@@ -105,6 +106,7 @@ fn main() -> ExitCode {
         };
     }
     logging::start(arguments.log_level);
+    heap::return_large_buffers();
     match serve(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

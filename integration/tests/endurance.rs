@@ -378,7 +378,7 @@ fn images_that_come_and_go_leave_no_layer_view_or_descriptor_and_no_memory() {
     // The first rounds fill what is kept for the next ones: buffers, connections, arenas.
     let (half, last) = (taken[taken.len() / 2], taken[taken.len() - 1]);
     assert!(last.0 <= half.0 + 8, "descriptors: {taken:?}");
-    assert!(last.1 <= half.1 + (48 << 10), "kilobytes: {taken:?}");
+    assert!(last.1 <= half.1 + (16 << 10), "kilobytes: {taken:?}");
     // What was pulled a moment ago is kept for seconds, in case that it is wanted again.
     let host = host.restart_snapshotter(Signal::SIGTERM).unwrap();
     until("the layers are gone", SOON, || {
