@@ -80,3 +80,15 @@ pub fn until<T>(
         std::thread::sleep(Duration::from_millis(20));
     }
 }
+
+/// The number in the environment variable `name`, else `default`: how long a test is to go on.
+///
+/// # Panics
+/// Something else is there.
+pub fn number(name: &str, default: u64) -> u64 {
+    let given = std::env::var(name).ok();
+    given.map_or(default, |text| {
+        let number = text.parse();
+        number.unwrap_or_else(|_| panic!("{name} is no number: {text}"))
+    })
+}

@@ -20,6 +20,32 @@ use crate::walk::{Tree, walk};
 /// Configuration under which only what is read is fetched, so that bytes can be counted.
 pub const ON_DEMAND: &str = "[background_fetch]\ndisable = true\n";
 
+/// On demand only, and quick to give up: what is waited for here is an error.
+pub const IMPATIENT: &str = "[background_fetch]
+disable = true
+[http]
+MaxRetries = 2
+MinWaitMsec = 10
+MaxWaitMsec = 50
+ResponseHeaderTimeoutMsec = 1000
+[blob]
+max_retries = 2
+min_wait_msec = 10
+max_wait_msec = 50
+fetching_timeout_sec = 5
+";
+
+/// Options of `soci create` and `convert` for small layers: spans of 64 KiB, none left out. Without compact zTOCs, whose
+/// tests are in `compact.rs`.
+pub const SMALL_SPANS: [&str; 6] = [
+    "--span-size",
+    "65536",
+    "--min-layer-size",
+    "0",
+    "--compact",
+    "no",
+];
+
 /// A registry, a containerd and our snapshotter behind it. The fields are dropped in this order.
 #[derive(Debug)]
 pub struct Host {

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::net::TcpListener;
+use tokio::runtime::{self, Runtime};
 use tokio::task::JoinHandle;
 
 pub use fault::{Fault, Match};
@@ -47,6 +48,16 @@ impl ScriptedRegistry {
             state,
             tasks,
         })
+    }
+
+    /// Starts one on a runtime of its own, for tests that have none. The registry ends with it.
+    pub fn start_apart() -> std::io::Result<(Runtime, Self)> {
+        let runtime = runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
+        let registry = runtime.block_on(Self::start())?;
+        Ok((runtime, registry))
     }
 
     /// `127.0.0.1:<port>`.

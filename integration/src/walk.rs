@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::{self, Write as _};
 use std::fs::{self, File, Metadata};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -66,6 +66,26 @@ pub struct Node {
 
 /// A tree: every name below its root by path relative to it; the root is the empty path.
 pub type Tree = BTreeMap<PathBuf, Node>;
+
+/// Bytes that the files below `root` take on disk. What goes meanwhile takes nothing.
+pub fn allocated(root: &Path) -> Result<u64> {
+    let mut bytes = 0;
+    for entry in walkdir::WalkDir::new(root) {
+        let looked = entry.and_then(|entry| entry.metadata());
+        match looked {
+            Ok(metadata) if metadata.is_file() => bytes += metadata.blocks() * 512,
+            Err(error)
+                if error
+                    .io_error()
+                    .is_none_or(|it| it.kind() != ErrorKind::NotFound) =>
+            {
+                return Err(error.into());
+            }
+            _ => {}
+        }
+    }
+    Ok(bytes)
+}
 
 /// Walks the tree at `root`, reading every file to its end.
 pub fn walk(root: &Path) -> Result<Tree> {

@@ -11,7 +11,7 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use integration::busybox::noise;
-use integration::command::until;
+use integration::command::{number, until};
 use integration::host::{Host, Published, small_layers};
 use integration::scratch::mounts_below;
 use nix::sys::signal::Signal;
@@ -201,8 +201,7 @@ fn everything(root: &Path) -> BTreeSet<PathBuf> {
 
 #[test]
 fn a_daemon_killed_at_any_point_leaves_nothing_that_the_next_does_not_sweep() {
-    let points = std::env::var("SPANSHOT_CRASH_POINTS").ok();
-    let points = points.map_or(POINTS, |text| text.parse().unwrap());
+    let points = number("SPANSHOT_CRASH_POINTS", POINTS);
     let mut ground = Ground::start();
     let root = ground.host.snapshotter.root();
     let (before, descriptors) = (everything(&root), ground.descriptors());

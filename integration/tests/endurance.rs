@@ -2,47 +2,31 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use integration::busybox::noise;
-use integration::command::{command, fail, run, until};
+use integration::command::{command, fail, number, run, until};
 use integration::containerd::Containerd;
 use integration::ctr::Run;
 use integration::distribution::DockerRegistry;
-use integration::host::{Host, Indexing, ON_DEMAND, Published, sha256_hex, small_layers};
+use integration::host::{
+    Host, IMPATIENT, Indexing, ON_DEMAND, Published, sha256_hex, small_layers,
+};
 use integration::push::put;
 use integration::registry::{Fault, Match, ScriptedRegistry};
 use integration::scratch::Scratch;
 use integration::snapshotter::Snapshotter;
+use integration::walk::allocated;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// On demand only, and quick to give up.
-const IMPATIENT: &str = "[background_fetch]
-disable = true
-[http]
-MaxRetries = 2
-MinWaitMsec = 10
-MaxWaitMsec = 50
-ResponseHeaderTimeoutMsec = 1000
-[blob]
-max_retries = 2
-min_wait_msec = 10
-max_wait_msec = 50
-fetching_timeout_sec = 5
-";
 const SOON: Duration = Duration::from_secs(60);
 const MIB: usize = 1 << 20;
-
-fn number(variable: &str, default: u64) -> u64 {
-    let given = std::env::var(variable).ok();
-    given.map_or(default, |text| text.parse().unwrap())
-}
 
 /// Reads past the page cache, so that the daemon is asked.
 fn read_anew(path: &Path) -> std::io::Result<Vec<u8>> {
@@ -77,12 +61,7 @@ fn status(snapshotter: &Snapshotter, field: &str) -> u64 {
 fn while_the_registry_is_down_what_is_here_is_read_and_the_rest_as_soon_as_it_is_back() {
     let outage = Duration::from_secs(number("SPANSHOT_OUTAGE_SECONDS", 6));
     let mut host = Host::start(IMPATIENT).unwrap();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
-    let registry = runtime.block_on(ScriptedRegistry::start()).unwrap();
+    let (_runtime, registry) = ScriptedRegistry::start_apart().unwrap();
     let (here, there) = (noise(MIB), noise(MIB + 4096)[4096..].to_vec());
     let layout = host.layout("outage").unwrap();
     let layers = small_layers(&layout, &[("here", &here), ("there", &there)]).unwrap();
@@ -417,7 +396,7 @@ fn a_smaller_cache_in_the_configuration_holds_from_sighup_on() {
     let file = view(&host, &published, "kept").join("file");
     assert!(read_anew(&file).unwrap() == content);
     let layers = host.snapshotter.root().join("layers");
-    assert!(allocated(&layers) > 12 << 20);
+    assert!(allocated(&layers).unwrap() > 12 << 20);
     let config = host.scratch.path().join("soci/config.toml");
     let text = fs::read_to_string(&config).unwrap();
     let hang_up = |host: &Host| {
@@ -441,18 +420,11 @@ fn a_smaller_cache_in_the_configuration_holds_from_sighup_on() {
     .unwrap();
     hang_up(&host);
     until("the cache shrinks", Duration::from_secs(20), || {
-        Ok((allocated(&layers) < 8 << 20).then_some(()))
+        Ok((allocated(&layers).unwrap() < 8 << 20).then_some(()))
     })
     .unwrap();
     assert!(host.snapshotter.is_running());
     assert!(read_anew(&file).unwrap() == content);
     host.ctr().remove_snapshot("soci", "kept").unwrap();
     host.finish().unwrap();
-}
-
-/// Bytes that the files below `dir` take on disk.
-fn allocated(dir: &Path) -> u64 {
-    let entries = walkdir::WalkDir::new(dir).into_iter().flatten();
-    let files = entries.filter_map(|entry| entry.metadata().ok().filter(fs::Metadata::is_file));
-    files.map(|file| file.blocks() * 512).sum()
 }

@@ -8,25 +8,10 @@ use std::time::{Duration, Instant};
 use integration::busybox::noise;
 use integration::command::{command, fail};
 use integration::ctr::Run;
-use integration::host::{Host, Indexing, sha256_hex, small_layers};
+use integration::host::{Host, IMPATIENT, Indexing, sha256_hex, small_layers};
 use integration::push::{push, put};
 use integration::registry::{Fault, Match, ScriptedRegistry};
 use integration::{Layout, busybox, tamper};
-
-/// On demand only, and quick to give up: what is waited for here is an error.
-const IMPATIENT: &str = "[background_fetch]
-disable = true
-[http]
-MaxRetries = 2
-MinWaitMsec = 10
-MaxWaitMsec = 50
-ResponseHeaderTimeoutMsec = 1000
-[blob]
-max_retries = 2
-min_wait_msec = 10
-max_wait_msec = 50
-fetching_timeout_sec = 5
-";
 
 /// No error may take longer than this to come.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -239,7 +224,7 @@ fn an_image_whose_ztocs_cannot_be_fetched_runs_all_the_same() {
     ];
     let mut host = Host::start(IMPATIENT).unwrap();
     let neighbour = Neighbour::start(&host);
-    let (_runtime, registry) = scripted();
+    let (_runtime, registry) = ScriptedRegistry::start_apart().unwrap();
     for (number, fault) in faults.into_iter().enumerate() {
         let name = format!("fault-{number}");
         let layout = indexed(
@@ -286,7 +271,7 @@ fn a_failure_of_the_registry_that_passes_is_not_noticed_by_a_reader() {
         Fault::ContentRange("bytes 5-10/11".to_owned()),
     ];
     let host = Host::start(IMPATIENT).unwrap();
-    let (_runtime, registry) = scripted();
+    let (_runtime, registry) = ScriptedRegistry::start_apart().unwrap();
     let content = noise(MIB);
     for (number, fault) in faults.into_iter().enumerate() {
         let layer =
@@ -306,7 +291,7 @@ fn a_failure_of_the_registry_that_passes_is_not_noticed_by_a_reader() {
 #[test]
 fn a_registry_that_answers_whole_blobs_to_ranges_is_good_enough() {
     let host = Host::start(IMPATIENT).unwrap();
-    let (_runtime, registry) = scripted();
+    let (_runtime, registry) = ScriptedRegistry::start_apart().unwrap();
     let content = noise(MIB);
     let image = small_image_with_fault(&host, &registry, 0, &content, Fault::Whole, false);
     let output = host
@@ -329,7 +314,7 @@ fn a_failure_of_the_registry_that_stays_fails_that_read_and_no_other() {
     ];
     let mut host = Host::start(IMPATIENT).unwrap();
     let neighbour = Neighbour::start(&host);
-    let (_runtime, registry) = scripted();
+    let (_runtime, registry) = ScriptedRegistry::start_apart().unwrap();
     let content = noise(MIB);
     for (number, fault) in faults.into_iter().enumerate() {
         let image =
@@ -370,7 +355,7 @@ fn a_pull_that_cannot_succeed_says_why_and_leaves_nothing() {
         Fault::Short(10),
     ];
     let host = Host::start(IMPATIENT).unwrap();
-    let (_runtime, registry) = scripted();
+    let (_runtime, registry) = ScriptedRegistry::start_apart().unwrap();
     for (number, fault) in faults.into_iter().enumerate() {
         let name = format!("refused-{number}");
         let layout = indexed(&host, &name, &[("file", b"content\n")]);
@@ -448,17 +433,6 @@ fn fill(file: &Path) {
     dd.args(["if=/dev/zero", "bs=4k"])
         .arg(format!("of={}", file.display()));
     fail(&mut dd).unwrap();
-}
-
-/// A registry on a runtime of its own.
-fn scripted() -> (tokio::runtime::Runtime, ScriptedRegistry) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
-    let registry = runtime.block_on(ScriptedRegistry::start()).unwrap();
-    (runtime, registry)
 }
 
 /// The layout of a small image with an index.

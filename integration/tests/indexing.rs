@@ -4,21 +4,12 @@
 use integration::busybox::noise;
 use integration::command::{fail, run};
 use integration::ctr::Run;
-use integration::host::small_layers;
+use integration::host::{SMALL_SPANS, small_layers};
 use integration::image::{INDEX, MANIFEST, architecture};
 use integration::push::push;
 use integration::{Containerd, Ctr, DockerRegistry, Image, Layout, Scratch, Soci};
 use serde_json::{Value, json};
 
-/// Without compact zTOCs: their tests are in `compact.rs`.
-const SIZES: [&str; 6] = [
-    "--span-size",
-    "65536",
-    "--min-layer-size",
-    "0",
-    "--compact",
-    "no",
-];
 const INDEX_DIGEST: &str = "com.amazon.soci.index-digest";
 
 /// Parts drop from the last to the first: the directory goes last.
@@ -239,7 +230,7 @@ fn an_index_is_made_reused_listed_shown_and_removed() {
     let site = Site::start();
     let soci = site.soci();
     let (reference, image) = site.pulled("app");
-    let printed = call(&soci, "create", &[&SIZES[..], &[&reference]].concat());
+    let printed = call(&soci, "create", &[&SMALL_SPANS[..], &[&reference]].concat());
     let made = lines(&printed);
     assert_eq!(made.len(), 3);
     for (line, layer) in made.iter().zip(&image.layers) {
@@ -248,7 +239,7 @@ fn an_index_is_made_reused_listed_shown_and_removed() {
             "{line}"
         );
     }
-    let again = call(&soci, "create", &[&SIZES[..], &[&reference]].concat());
+    let again = call(&soci, "create", &[&SMALL_SPANS[..], &[&reference]].concat());
     let reused: Vec<_> = made
         .iter()
         .map(|line| format!("{line} (already exists)"))
@@ -257,7 +248,7 @@ fn an_index_is_made_reused_listed_shown_and_removed() {
     let forced = call(
         &soci,
         "create",
-        &[&SIZES[..], &["--force", &reference]].concat(),
+        &[&SMALL_SPANS[..], &["--force", &reference]].concat(),
     );
     assert_eq!(lines(&forced), made);
 
@@ -310,7 +301,7 @@ fn the_indexes_of_all_platforms_live_as_long_as_their_image() {
     call(
         &soci,
         "create",
-        &[&SIZES[..], &["--all-platforms", &reference]].concat(),
+        &[&SMALL_SPANS[..], &["--all-platforms", &reference]].concat(),
     );
     let listed = call(&soci, "index", &["list", "--quiet"]);
     let digests = lines(&listed);
@@ -388,16 +379,20 @@ fn a_converted_image_is_the_same_each_time_and_can_replace_its_source() {
     call(
         &soci,
         "convert",
-        &[&SIZES[..], &[&reference, &first]].concat(),
+        &[&SMALL_SPANS[..], &[&reference, &first]].concat(),
     );
-    call(&soci, "convert", &[&SIZES[..], &[&first, &second]].concat());
+    call(
+        &soci,
+        "convert",
+        &[&SMALL_SPANS[..], &[&first, &second]].concat(),
+    );
     let target = site.target(&first);
     assert_ne!(target, image.manifest);
     assert_eq!(site.target(&second), target);
     call(
         &soci,
         "convert",
-        &[&SIZES[..], &["--force", &reference, &reference]].concat(),
+        &[&SMALL_SPANS[..], &["--force", &reference, &reference]].concat(),
     );
     assert_eq!(site.target(&reference), target);
     site.ctr().remove_image(&second).unwrap();
@@ -437,7 +432,7 @@ fn all_platforms_are_converted_only_if_all_are_there() {
     call(
         &soci,
         "convert",
-        &[&SIZES[..], &["--all-platforms", &reference, &tag]].concat(),
+        &[&SMALL_SPANS[..], &["--all-platforms", &reference, &tag]].concat(),
     );
     let index = site.content(&site.target(&tag)).unwrap();
     assert_eq!(index["manifests"].as_array().unwrap().len(), 4);
@@ -449,7 +444,7 @@ fn all_platforms_are_converted_only_if_all_are_there() {
         &soci,
         &[
             &["convert", "--all-platforms"],
-            &SIZES[..],
+            &SMALL_SPANS[..],
             &[&reference, &tag],
         ]
         .concat(),
@@ -458,7 +453,7 @@ fn all_platforms_are_converted_only_if_all_are_there() {
     call(
         &soci,
         "convert",
-        &[&SIZES[..], &[&reference, &tag]].concat(),
+        &[&SMALL_SPANS[..], &[&reference, &tag]].concat(),
     );
 }
 
@@ -480,7 +475,7 @@ fn an_index_is_pushed_once_with_its_ztocs_and_found_by_its_image() {
             &reference,
         ],
     );
-    call(&soci, "create", &[&SIZES[..], &[&reference]].concat());
+    call(&soci, "create", &[&SMALL_SPANS[..], &[&reference]].concat());
     let listed = call(&soci, "index", &["list", "--quiet"]);
     let newest = lines(&listed)[0];
 
@@ -543,7 +538,7 @@ fn artifacts_of_the_soci_store_are_not_in_containerd_and_can_be_pushed() {
     let soci = site.soci();
     let (reference, _) = site.pulled("app");
     let store = ["--content-store", "soci"];
-    soci.call(&[&store[..], &["create"], &SIZES, &[&reference]].concat())
+    soci.call(&[&store[..], &["create"], &SMALL_SPANS, &[&reference]].concat())
         .unwrap();
     let digest = soci
         .call(&[&store[..], &["index", "ls", "-q"]].concat())

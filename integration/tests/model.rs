@@ -10,7 +10,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,12 +18,12 @@ use std::thread;
 use std::time::Duration;
 
 use integration::busybox::noise;
-use integration::command::until;
+use integration::command::{number, until};
 use integration::ctr::Mounted;
 use integration::host::{Host, Indexing};
 use integration::push::put;
 use integration::registry::{Fault, Match, ScriptedRegistry};
-use integration::walk::{assert_same, walk};
+use integration::walk::{allocated, assert_same, walk};
 use nix::errno::Errno;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::signal::Signal;
@@ -61,11 +61,6 @@ impl Random {
         self.0 ^= self.0 << 17;
         self.0 % limit.max(1)
     }
-}
-
-fn number(variable: &str, default: u64) -> u64 {
-    let given = std::env::var(variable).ok();
-    given.map_or(default, |text| text.parse().unwrap())
 }
 
 /// Layers that add, replace, hide and link. Directories that a tar only implies get any time, so none is.
@@ -245,12 +240,7 @@ struct World {
 impl World {
     fn start() -> Self {
         let host = Host::start(CONFIG).unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
-        let registry = runtime.block_on(ScriptedRegistry::start()).unwrap();
+        let (runtime, registry) = ScriptedRegistry::start_apart().unwrap();
         let layout = host.layout("model").unwrap();
         let layers: Vec<_> = layers()
             .iter()
@@ -401,17 +391,6 @@ impl World {
     }
 }
 
-/// Bytes that the files below `dir` take on disk.
-fn allocated(dir: &Path) -> u64 {
-    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
-    entries
-        .map(|entry| match entry.file_type().unwrap().is_dir() {
-            true => allocated(&entry.path()),
-            false => entry.metadata().unwrap().blocks() * 512,
-        })
-        .sum()
-}
-
 #[test]
 fn whatever_happens_a_mount_gives_the_bytes_of_the_unpacked_image_or_fails_for_now() {
     let steps = number("SPANSHOT_MODEL_STEPS", STEPS);
@@ -429,7 +408,7 @@ fn whatever_happens_a_mount_gives_the_bytes_of_the_unpacked_image_or_fails_for_n
         world.kills
     );
     assert!(reads > steps * 5 && failed < reads / 2 && world.kills > steps / 20);
-    let cached = allocated(&world.host.snapshotter.root().join("layers"));
+    let cached = allocated(&world.host.snapshotter.root().join("layers")).unwrap();
     assert!(
         cached < LAYERS_SIZE * 3 / 4,
         "{cached} bytes: nothing has been evicted"

@@ -8,20 +8,11 @@ use std::time::Duration;
 use integration::busybox::noise;
 use integration::command::{command, fail, run, until};
 use integration::ctr::Run;
-use integration::host::{Host, ON_DEMAND, sha256_hex, small_layers};
+use integration::host::{Host, ON_DEMAND, SMALL_SPANS, sha256_hex, small_layers};
 use integration::push::push;
 use integration::{Containerd, DockerRegistry, Image, Layout, Scratch, Soci};
 use serde_json::{Value, json};
 
-/// Without compact zTOCs: their tests are in `compact.rs`.
-const SIZES: [&str; 6] = [
-    "--span-size",
-    "65536",
-    "--min-layer-size",
-    "0",
-    "--compact",
-    "no",
-];
 const PREFETCH: &str = "application/vnd.amazon.soci.prefetch.v1+json";
 
 /// Parts drop from the last to the first: the directory goes last.
@@ -64,7 +55,7 @@ impl Site {
 }
 
 fn create(soci: &Soci, reference: &str, more: &[&str]) -> String {
-    let arguments = [&["create"], &SIZES[..], more, &[reference]].concat();
+    let arguments = [&["create"], &SMALL_SPANS[..], more, &[reference]].concat();
     soci.call(&arguments).unwrap()
 }
 
@@ -212,7 +203,9 @@ fn the_daemon_fetches_what_the_index_wants_first_before_anybody_reads_it() {
     let indexed = host.scratch.path().join("indexed");
     let mut convert = soci.command().unwrap();
     convert.args(["convert", "--standalone", "--format", "oci-dir"]);
-    convert.args(SIZES).args(["--prefetch-file", "/large"]);
+    convert
+        .args(SMALL_SPANS)
+        .args(["--prefetch-file", "/large"]);
     run(convert.arg(source.path()).arg(&indexed)).unwrap();
     let reference = host.registry.reference("app:latest");
     push(&Layout::open(&indexed), &reference).unwrap();
@@ -255,12 +248,12 @@ fn records_that_were_lost_are_found_again_in_either_store() {
         };
         let create = [
             &["create"],
-            &SIZES[..],
+            &SMALL_SPANS[..],
             &["--prefetch-file", "large", &reference],
         ]
         .concat();
         with_store(&create);
-        with_store(&[&["convert"], &SIZES[..], &[&reference, &converted]].concat());
+        with_store(&[&["convert"], &SMALL_SPANS[..], &[&reference, &converted]].concat());
         let lists = [["index", "list"], ["ztoc", "list"], ["prefetch", "list"]];
         let listed = |list: &[&str; 2]| {
             let text = soci.call(&[list[0], list[1], "--json"]).unwrap();

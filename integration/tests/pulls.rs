@@ -37,12 +37,7 @@ struct Scene {
 
 impl Scene {
     fn new(host: &Host) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
-        let registry = runtime.block_on(ScriptedRegistry::start()).unwrap();
+        let (runtime, registry) = ScriptedRegistry::start_apart().unwrap();
         let content = noise(8 << 20);
         let layout = host.layout("image").unwrap();
         let files: [(&str, &[u8]); 2] = [("below", b"below\n"), ("file", &content)];

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use integration::busybox::noise;
 use integration::command::{fail, finish, run};
 use integration::golden;
+use integration::host::SMALL_SPANS;
 use integration::image::{INDEX, Layout, MANIFEST, architecture, sha256};
 use integration::{Scratch, Soci};
 use serde_json::{Value, json};
@@ -146,15 +147,7 @@ fn a_directory_and_a_tar_convert_to_the_same_image_in_either_form() {
     let tar = scratch.path().join("out.tar");
     let to = tar.to_str().unwrap();
     let from = source.path().to_str().unwrap();
-    let sizes = [
-        "--span-size",
-        "65536",
-        "--min-layer-size",
-        "0",
-        "--compact",
-        "no",
-    ];
-    soci.call(&[&["convert", "--standalone"], &sizes[..], &[from, to]].concat())
+    soci.call(&[&["convert", "--standalone"], &SMALL_SPANS[..], &[from, to]].concat())
         .unwrap();
     let unpacked = scratch.dir("unpacked").unwrap();
     run(integration::command::command("tar")

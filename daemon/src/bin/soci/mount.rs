@@ -11,7 +11,7 @@ use nix::mount::{MntFlags, MsFlags, umount2};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::lazy::{ImageArguments, LazyImage, State, view_layers};
+use crate::lazy::{ImageArguments, LazyImage, Opened, State, view_layers};
 use crate::options::Globals;
 use crate::progress::Progress;
 
@@ -34,10 +34,7 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(globals: &Globals, arguments: &Arguments) -> Result<()> {
     let progress = Progress::new(globals.json);
-    ensure!(
-        nix::unistd::geteuid().is_root(),
-        "mounting takes root; run it with sudo"
-    );
+    ensure_root()?;
     let directory = empty_directory(&arguments.directory)?;
     let state = State::open(arguments.state.as_deref())?;
     let image = LazyImage::find(
@@ -49,11 +46,7 @@ pub(crate) async fn run(globals: &Globals, arguments: &Arguments) -> Result<()> 
     )
     .await?;
     let opened = image.open_all().await?;
-    let view = View::new(view_layers(&opened), false);
-    let (place, state_path, writable) = (directory.clone(), state.path().to_owned(), arguments.rw);
-    let mounted =
-        tokio::task::spawn_blocking(move || Mounted::new(view, &place, &state_path, writable));
-    let mounted = mounted.await??;
+    let mounted = Mounted::of(&opened, &directory, state.path(), arguments.rw).await?;
     let mut terminated = signal(SignalKind::terminate())?;
     progress.result(
         &format!(
@@ -75,6 +68,14 @@ pub(crate) async fn run(globals: &Globals, arguments: &Arguments) -> Result<()> 
         &json!({"event": "unmounted", "fetched": fetched, "requests": requests}),
     );
     image.stop().await;
+    Ok(())
+}
+
+pub(crate) fn ensure_root() -> Result<()> {
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "mounting takes root; run it with sudo"
+    );
     Ok(())
 }
 
@@ -101,7 +102,20 @@ pub(crate) struct Mounted {
 }
 
 impl Mounted {
-    pub(crate) fn new(view: View, directory: &Path, state: &Path, writable: bool) -> Result<Self> {
+    /// Mounts the image of these layers at `directory`. What is written lies in `state`, if it is `writable`.
+    pub(crate) async fn of(
+        opened: &Opened,
+        directory: &Path,
+        state: &Path,
+        writable: bool,
+    ) -> Result<Self> {
+        let view = View::new(view_layers(opened), false);
+        let (directory, state) = (directory.to_owned(), state.to_owned());
+        let mount = move || Self::new(view, &directory, &state, writable);
+        tokio::task::spawn_blocking(mount).await?
+    }
+
+    fn new(view: View, directory: &Path, state: &Path, writable: bool) -> Result<Self> {
         let options = MountOptions::new(state);
         if !writable {
             let session = fuse::mount(view, directory, &options).with_context(|| {

@@ -1,15 +1,15 @@
 //! A command run in an image, to record what it reads.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use daemon::control::read_messages;
-use fuse::View;
 
 use super::contained::{self, ProcessConfig};
-use crate::lazy::{ImageOptions, LazyImage, State, view_layers};
-use crate::mount::Mounted;
+use crate::lazy::{ImageOptions, LazyImage, State};
+use crate::mount::{Mounted, ensure_root};
 use crate::progress::Progress;
 use crate::trace_file::TraceFile;
 
@@ -21,20 +21,14 @@ pub(super) async fn record(
     time: Option<Duration>,
     progress: &Progress,
 ) -> Result<TraceFile> {
-    ensure!(
-        nix::unistd::geteuid().is_root(),
-        "mounting takes root; run it with sudo"
-    );
+    ensure_root()?;
     let state = State::open(None)?;
     let image = LazyImage::find(name, options, state.path(), true, progress.clone()).await?;
     let config = ProcessConfig::parse(&image.config().await?)?;
     let opened = image.open_all().await?;
-    let view = View::new(view_layers(&opened), false);
-    let (root, place) = (state.path().join("root"), state.path().to_owned());
+    let root = state.path().join("root");
     std::fs::create_dir(&root)?;
-    let at = root.clone();
-    let mounted = tokio::task::spawn_blocking(move || Mounted::new(view, &at, &place, true));
-    let mounted = mounted.await??;
+    let mounted = Mounted::of(&opened, &root, state.path(), true).await?;
     let ended = run(&root, &config, command, time, progress).await;
     let layers: Vec<_> = opened.into_values().collect();
     let image_name = image.name.clone();
@@ -52,7 +46,7 @@ pub(super) async fn record(
 }
 
 async fn run(
-    root: &std::path::Path,
+    root: &Path,
     config: &ProcessConfig,
     command: &[OsString],
     time: Option<Duration>,
