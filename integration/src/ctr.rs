@@ -144,14 +144,14 @@ impl Ctr {
         const PROBE: &str = "probe";
         let prepare = ["snapshots", "--snapshotter", snapshotter, "prepare", PROBE];
         // Of an earlier probe that was cut short.
-        let _ = self.remove_snapshot(snapshotter, PROBE);
-        self.call(&prepare).is_ok() && self.remove_snapshot(snapshotter, PROBE).is_ok()
+        let _ = self.unname_snapshot(snapshotter, PROBE);
+        self.call(&prepare).is_ok() && self.unname_snapshot(snapshotter, PROBE).is_ok()
     }
 
     /// Removes an image and waits until everything only it held has been collected.
     pub fn remove_image(&self, image: &str) -> Result<()> {
-        self.call(&["images", "remove", "--sync", image])?;
-        Ok(())
+        self.call(&["images", "remove", image])?;
+        self.collect()
     }
 
     /// Prepares a writable snapshot `key` on top of `parent`.
@@ -164,9 +164,27 @@ impl Ctr {
         self.snapshot("view", snapshotter, key, parent)
     }
 
-    /// Removes a snapshot.
+    /// Removes a snapshot and waits until the snapshotter has been told.
     pub fn remove_snapshot(&self, snapshotter: &str, key: &str) -> Result<()> {
+        self.unname_snapshot(snapshotter, key)?;
+        self.collect()
+    }
+
+    /// Has containerd forget the name of a snapshot, which it tells the snapshotter when it next collects garbage.
+    fn unname_snapshot(&self, snapshotter: &str, key: &str) -> Result<()> {
         self.call(&["snapshots", "--snapshotter", snapshotter, "remove", key])?;
+        Ok(())
+    }
+
+    /// Has containerd collect all garbage that there is when this is called.
+    ///
+    /// What is removed while a collection is under way is not seen by it, yet whoever waits is told at its end, and nothing
+    /// starts another. So the second one counts.
+    fn collect(&self) -> Result<()> {
+        for _ in 0..2 {
+            let lease = self.call(&["leases", "create"])?;
+            self.call(&["leases", "delete", "--sync", lease.trim()])?;
+        }
         Ok(())
     }
 
