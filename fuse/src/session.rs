@@ -19,7 +19,7 @@ use nix::unistd::{getegid, geteuid};
 use crate::access::AccessLog;
 use crate::counters::Counters;
 use crate::explain::Inspection;
-use crate::filesystem::{Agreed, MAX_READ, ViewFilesystem};
+use crate::filesystem::{MAX_READ, ViewFilesystem};
 use crate::merge::View;
 use crate::passthrough::{LargeFiles, Passthrough};
 pub use crate::session::offer::{KernelOffer, OfferError};
@@ -63,7 +63,8 @@ pub struct Session {
     inspection: Inspection,
     server: Option<JoinHandle<()>>,
     detach_on_drop: bool,
-    agreed: Agreed,
+    offer: KernelOffer,
+    passthrough: Option<Passthrough>,
 }
 
 impl MountOptions {
@@ -200,7 +201,8 @@ fn serve(
         inspection,
         server: Some(server),
         detach_on_drop: true,
-        agreed,
+        offer: agreed.offer,
+        passthrough: options.passthrough.clone().filter(|_| agreed.passthrough),
     })
 }
 
@@ -265,13 +267,13 @@ impl Session {
 
     /// What the kernel offered at the mount; whoever adopts the connection needs it.
     pub fn offer(&self) -> KernelOffer {
-        self.agreed.offer
+        self.offer
     }
 
-    /// Whether the kernel may read large files by itself: then whoever adopts the connection must be given the same
-    /// [`MountOptions::passthrough`].
-    pub fn passes_through(&self) -> bool {
-        self.agreed.passthrough
+    /// What of [`MountOptions::passthrough`] holds: nothing if the kernel cannot or the view has no large file. Whoever
+    /// adopts the connection must be given the same.
+    pub fn passthrough(&self) -> Option<&Passthrough> {
+        self.passthrough.as_ref()
     }
 
     /// The device number of the mounted file system, as stat(2) gives it.

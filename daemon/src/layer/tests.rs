@@ -31,6 +31,7 @@ mod fill;
 mod flights;
 mod interleavings;
 mod model;
+mod own_files;
 mod power_cut;
 mod proof;
 

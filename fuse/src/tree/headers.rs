@@ -4,7 +4,7 @@
 //! front of its data are those of the entry that the file was made of: looked at once, with the first read.
 //! All that is kept of the entry for this is a fingerprint, under a key that nobody outside knows.
 
-use std::hash::{BuildHasher as _, RandomState};
+use std::hash::{BuildHasher as _, Hash as _, Hasher as _, RandomState};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -100,10 +100,23 @@ fn is_plain(entry: &Entry) -> bool {
 /// Of all that a view shows of a file, but for its time.
 fn fingerprint(entry: &Entry) -> u32 {
     static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-    let identity = (&entry.name, entry.kind, entry.size, &entry.link);
-    let xattrs: Vec<_> = entry.xattrs().collect();
-    let hash = KEY.hash_one((identity, entry.mode, entry.uid, entry.gid, xattrs));
-    let [a, b, c, d, ..] = hash.to_le_bytes();
+    let mut hasher = KEY.build_hasher();
+    // With the lengths in front no two entries are the same bytes.
+    let numbers = [
+        entry.kind as u64,
+        entry.size,
+        entry.mode.cast_unsigned(),
+        u64::from(entry.uid) << 32 | u64::from(entry.gid),
+        entry.name.len() as u64,
+        entry.link.len() as u64,
+    ];
+    hasher.write(numbers.map(u64::to_ne_bytes).as_flattened());
+    hasher.write(&entry.name);
+    hasher.write(&entry.link);
+    if !entry.pax.is_empty() {
+        entry.xattrs().for_each(|xattr| xattr.hash(&mut hasher));
+    }
+    let [a, b, c, d, ..] = hasher.finish().to_le_bytes();
     u32::from_le_bytes([a, b, c, d])
 }
 
