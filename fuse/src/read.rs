@@ -55,10 +55,16 @@ impl View {
                     }
                     _ => {
                         let content = Arc::clone(&layer.content);
-                        headers::before(layer, node.inode, *offset, reader, move |right| match right {
-                            Ok(()) => exactly_in(&*content, file, range, reader, answer),
-                            Err(error) => answer(Err(error)),
-                        });
+                        headers::before(
+                            layer,
+                            node.inode,
+                            *offset,
+                            reader,
+                            move |right| match right {
+                                Ok(()) => exactly_in(&*content, file, range, reader, answer),
+                                Err(error) => answer(Err(error)),
+                            },
+                        );
                     }
                 }
             }
@@ -67,10 +73,16 @@ impl View {
                 let entry = &layer.tree.sparse(number).entry;
                 let range = clip(position, len, entry.size);
                 let own = layer.clone();
-                headers::before(layer, node.inode, entry.offset, reader, move |right| match right {
-                    Ok(()) => sparse::read(&own, number, range, reader, answer),
-                    Err(error) => answer(Err(error)),
-                });
+                headers::before(
+                    layer,
+                    node.inode,
+                    entry.offset,
+                    reader,
+                    move |right| match right {
+                        Ok(()) => sparse::read(&own, number, range, reader, answer),
+                        Err(error) => answer(Err(error)),
+                    },
+                );
             }
             Body::Directory(_) => answer(Err(Error::IsADirectory)),
             _ => answer(Err(Error::NotAFile)),

@@ -94,11 +94,18 @@ fn read(file: &Path, how: &[&str]) -> Child {
 #[test]
 fn a_killed_reader_ends_and_what_it_asked_for_is_not_waited_for_by_the_next() {
     let scene = Scene::start();
-    let mounts = scene.host.ctr().prepare("soci", "kept", &scene.chain).unwrap();
+    let mounts = scene
+        .host
+        .ctr()
+        .prepare("soci", "kept", &scene.chain)
+        .unwrap();
     let mounted = mounts.mount(&scene.host.scratch, "kept").unwrap();
     let file = mounted.path().join("file");
     // By the page cache with read-ahead; and around it, which the kernel cannot interrupt once it has asked.
-    for (number, how) in [&[][..], &["iflag=direct", "skip=300"]].into_iter().enumerate() {
+    for (number, how) in [&[][..], &["iflag=direct", "skip=300"]]
+        .into_iter()
+        .enumerate()
+    {
         let before = scene.requests();
         let mut reader = read(&file, how);
         scene.until_asked(before);
@@ -122,7 +129,11 @@ fn a_container_that_is_killed_while_it_waits_for_a_span_is_gone_and_another_read
     let script = "dd if=/file of=/dev/null bs=4096 count=1; sleep 1000";
     let container = Run::shell(&scene.reference, "stuck", script);
     let mut run = scene.host.ctr().run_command(container);
-    let mut run = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut run = run
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     scene.until_asked(before);
     scene
         .host

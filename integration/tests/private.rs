@@ -19,15 +19,39 @@ const PASSWORD: &str = "secret";
 /// bcrypt of [`PASSWORD`], made with crypt(3).
 const HASH: &str = "$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a";
 
-/// A certificate of 127.0.0.1 that signs itself, and its key.
-fn certificate(dir: &Path) -> (PathBuf, PathBuf) {
-    let (certificate, key) = (dir.join("host.pem"), dir.join("host.key"));
-    let mut openssl = command("openssl");
-    openssl.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]);
-    openssl.args(["-subj", "/CN=host", "-addext", "subjectAltName=IP:127.0.0.1"]);
-    openssl.arg("-keyout").arg(&key).arg("-out").arg(&certificate);
-    run(&mut openssl).unwrap();
-    (certificate, key)
+/// A certificate of 127.0.0.1, its key, and the authority that signed it.
+struct Certificate {
+    certificate: PathBuf,
+    key: PathBuf,
+    authority: PathBuf,
+}
+
+impl Certificate {
+    fn new(dir: &Path) -> Self {
+        let path = |name: &str| dir.join(name);
+        let req = |subject: &str, key: &Path, certificate: &Path| {
+            let mut openssl = command("openssl");
+            openssl.args([
+                "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+            ]);
+            openssl.args(["-subj", subject]);
+            openssl.arg("-keyout").arg(key).arg("-out").arg(certificate);
+            openssl
+        };
+        let new = Self {
+            certificate: path("host.pem"),
+            key: path("host.key"),
+            authority: path("ca.pem"),
+        };
+        run(&mut req("/CN=authority", &path("ca.key"), &new.authority)).unwrap();
+        let mut host = req("/CN=host", &new.key, &new.certificate);
+        host.arg("-CA").arg(&new.authority);
+        host.arg("-CAkey").arg(path("ca.key"));
+        host.args(["-addext", "subjectAltName=IP:127.0.0.1"]);
+        host.args(["-addext", "basicConstraints=CA:FALSE"]);
+        run(&mut host).unwrap();
+        new
+    }
 }
 
 /// `command` with the credentials that are in `docker`.
@@ -41,7 +65,7 @@ fn with_credentials(command: &Command, docker: &Path) -> Command {
 #[test]
 fn an_image_of_a_private_registry_runs_lazily_and_nobody_else_gets_it() {
     let scratch = Scratch::new().unwrap();
-    let (certificate, key) = certificate(scratch.path());
+    let tls = Certificate::new(scratch.path());
     let users = scratch.path().join("htpasswd");
     fs::write(&users, format!("{USER}:{HASH}\n")).unwrap();
 
@@ -56,12 +80,12 @@ fn an_image_of_a_private_registry_runs_lazily_and_nobody_else_gets_it() {
     let open = DockerRegistry::start_at(&dir).unwrap();
     push(&Layout::open(&indexed), &open.reference("team/app:latest")).unwrap();
     drop(open);
-    let registry = DockerRegistry::start_private(&dir, &certificate, &key, &users).unwrap();
+    let registry = DockerRegistry::start_private(&dir, &tls.certificate, &tls.key, &users).unwrap();
     let reference = registry.reference("team/app:latest");
 
     let hosts = scratch.path().join("certs.d").join(registry.host());
     fs::create_dir_all(&hosts).unwrap();
-    fs::copy(&certificate, hosts.join("ca.crt")).unwrap();
+    fs::copy(&tls.authority, hosts.join("ca.crt")).unwrap();
     let docker = scratch.dir("docker").unwrap();
     let auth = BASE64.encode(format!("{USER}:{PASSWORD}"));
     let auths = serde_json::json!({"auths": {registry.host(): {"auth": auth}}});
@@ -80,16 +104,23 @@ fn an_image_of_a_private_registry_runs_lazily_and_nobody_else_gets_it() {
 
     let refused = fail(soci.command().unwrap().args(pull)).unwrap();
     assert!(refused.contains(&registry.host()), "{refused}");
-    assert!(refused.contains("credentials"), "what to look at: {refused}");
+    assert!(
+        refused.contains("credentials"),
+        "what to look at: {refused}"
+    );
 
     let user = format!("{USER}:{PASSWORD}");
-    soci.call(&[&pull[..], &["--user", &user]].concat()).unwrap();
+    soci.call(&[&pull[..], &["--user", &user]].concat())
+        .unwrap();
     let before = registry.traffic().unwrap();
     let shell = Run::shell(&reference, "reader", "sha256sum /file");
     let output = containerd.ctr().run(shell).unwrap();
     assert_eq!(output, format!("{}  /file\n", sha256_hex(&content)));
     let read = registry.traffic().unwrap().since(before);
-    assert!(read.blob_bytes >= content.len() as u64, "it was fetched as it was read: {read:?}");
+    assert!(
+        read.blob_bytes >= content.len() as u64,
+        "it was fetched as it was read: {read:?}"
+    );
     let log = snapshotter.log();
     assert!(log.contains("layer is served lazily"), "{log}");
     for hidden in [PASSWORD, &auth] {

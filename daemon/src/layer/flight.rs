@@ -194,7 +194,9 @@ impl<W> Flights<W> {
         W: Clone,
     {
         let flying = self.flying.lock();
-        flying.get(&span).map_or_else(Vec::new, |flight| flight.waiters.clone())
+        flying
+            .get(&span)
+            .map_or_else(Vec::new, |flight| flight.waiters.clone())
     }
 
     /// Lets go of those who wait for `span` and whom `stays` does not name. Answers how many are left.
@@ -209,7 +211,9 @@ impl<W> Flights<W> {
     /// Whether the flight of `span` is about to be given up.
     pub(crate) fn is_withdrawn(&self, span: SpanId) -> bool {
         let flying = self.flying.lock();
-        flying.get(&span).is_some_and(|flight| flight.ticket.is_withdrawn())
+        flying
+            .get(&span)
+            .is_some_and(|flight| flight.ticket.is_withdrawn())
     }
 
     /// Ends a flight and returns who still waits.

@@ -39,7 +39,10 @@ async fn a_fetch_whose_readers_were_all_killed_is_given_up_and_the_next_reader_i
     let second = ask_as(&other, &node.layer, 5..20);
     end(one);
     assert_eq!(first.await.unwrap(), Err(ReadError::Interrupted));
-    assert!(!node.layer.flights.is_quiet(), "somebody waits for it still");
+    assert!(
+        !node.layer.flights.is_quiet(),
+        "somebody waits for it still"
+    );
     end(other);
     assert_eq!(second.await.unwrap(), Err(ReadError::Interrupted));
     quiet(&node.layer).await;
