@@ -17,6 +17,7 @@ mod inode;
 mod merge;
 mod passthrough;
 mod read;
+mod reader;
 mod session;
 mod tree;
 mod xattr;
@@ -26,6 +27,7 @@ pub use crate::counters::{Counters, Operation};
 pub use crate::explain::{Inspection, Origin};
 pub use crate::merge::{Layer, View};
 pub use crate::passthrough::Passthrough;
+pub use crate::reader::Reader;
 pub use crate::session::{
     KernelOffer, MountOptions, OfferError, Session, adopt, detach, device_number_at,
     kernel_resends, mount,
