@@ -82,10 +82,7 @@ impl LargeFiles {
     /// Those of a view that is being adopted.
     pub(crate) fn resume(view: &View, options: &Passthrough) -> Self {
         let ids = view.large_files(options.min_size);
-        let journal = File::options()
-            .read(true)
-            .write(true)
-            .open(&options.opens);
+        let journal = File::options().read(true).write(true).open(&options.opens);
         let opens = journal.and_then(|file| Opens::resume(ids.len(), file));
         let opens = opens.unwrap_or_else(|error| {
             let path = options.opens.display();

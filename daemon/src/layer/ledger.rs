@@ -243,8 +243,7 @@ impl Ledger {
                 groups.map(|(first, used)| (used, Victim::Group(Arc::clone(&layer), first))),
             );
             let files = layer.own_files.idle().into_iter();
-            victims
-                .extend(files.map(|(at, used)| (used, Victim::OwnFile(Arc::clone(&layer), at))));
+            victims.extend(files.map(|(at, used)| (used, Victim::OwnFile(Arc::clone(&layer), at))));
         }
         victims.sort_by_key(|(used, _)| *used);
         victims.into_iter().map(|(_, victim)| victim).collect()
