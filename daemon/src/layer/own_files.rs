@@ -119,27 +119,32 @@ impl OwnFiles {
         self.dir.join(at.to_string())
     }
 
-    /// The file at `range`, if it is open or can be opened; its length is the range's.
-    fn get(&self, range: &Range<UncompressedOffset>, now: i64) -> Option<Arc<File>> {
+    /// The file at `range`, if it is open or can be opened; its length is the range's. Else how many bytes were thought
+    /// to be there and are not.
+    fn get(&self, range: &Range<UncompressedOffset>, now: i64) -> Result<Arc<File>, u64> {
         let at = range.start.0;
         {
             let mut state = self.state.lock();
-            let known = state.known.get_mut(&at)?;
-            if known.len != range.byte_len() {
-                return None;
-            }
+            let known = state.known.get_mut(&at);
+            let Some(known) = known.filter(|known| known.len == range.byte_len()) else {
+                return Err(0);
+            };
             known.used = now;
             if let Some(open) = known.open.upgrade() {
-                return Some(open);
+                return Ok(open);
             }
         }
-        let file = Arc::new(open(&self.path(at), range.byte_len())?);
+        let file = open(&self.path(at), range.byte_len()).map(Arc::new);
         let mut state = self.state.lock();
-        // Given up meanwhile, it is right all the same.
-        if let Some(known) = state.known.get_mut(&at) {
-            known.open = Arc::downgrade(&file);
+        match (file, state.known.get_mut(&at)) {
+            (Some(file), Some(known)) => {
+                known.open = Arc::downgrade(&file);
+                Ok(file)
+            }
+            // Given up meanwhile, it is right all the same.
+            (Some(file), None) => Ok(file),
+            (None, _) => Err(state.known.remove(&at).map_or(0, |lost| lost.len)),
         }
-        Some(file)
     }
 
     /// Notes that the file at `range` is wanted; whether it was not before.
@@ -222,10 +227,11 @@ impl Layer {
         if !inside || self.proof.is_wrong() {
             return None;
         }
-        if self.proof.is_proven()
-            && let Some(file) = self.own_files.get(&range, self.engine.ledger.now())
-        {
-            return Some(file);
+        if self.proof.is_proven() {
+            match self.own_files.get(&range, self.engine.ledger.now()) {
+                Ok(file) => return Some(file),
+                Err(lost) => self.drops(lost),
+            }
         }
         if self.own_files.want(range) {
             self.make_own_files();
@@ -334,9 +340,15 @@ impl Making {
     ) -> io::Result<Option<Self>> {
         let own = &layer.own_files;
         let bytes = range.byte_len();
+        let made = match own.get(&range, layer.engine.ledger.now()) {
+            Ok(_) => true,
+            Err(lost) => {
+                layer.drops(lost);
+                false
+            }
+        };
         let all = own.bytes().saturating_add(bytes);
-        let known = open(&own.path(range.start.0), bytes).is_some();
-        if known || all > layer.spans.uncompressed_size() || !layer.engine.ledger.has_room(bytes) {
+        if made || all > layer.spans.uncompressed_size() || !layer.engine.ledger.has_room(bytes) {
             return Ok(None);
         }
         layer.engine.ledger.expect(bytes);
