@@ -56,11 +56,15 @@ impl LayerContent for Filed {
 
 /// The layer, its own files in `directory`.
 fn filed(directory: &Path) -> View {
-    let tar = tar();
+    described(tar(), directory)
+}
+
+/// `tar`, described as the layer is.
+fn described(bytes: Vec<u8>, directory: &Path) -> View {
     let layer = Layer {
-        tree: Arc::new(LayerTree::new(toc(&tar))),
+        tree: Arc::new(LayerTree::new(toc(&tar()))),
         content: Arc::new(Filed {
-            tar: TarContent(Arc::new(tar)),
+            tar: TarContent(Arc::new(bytes)),
             directory: directory.to_owned(),
         }),
     };
@@ -199,6 +203,30 @@ fn a_file_that_the_kernel_does_not_take_is_read_as_others_are() {
     }
     assert_eq!(opens(&view.session), 0);
     assert!(reads(&view.session) > 0);
+}
+
+#[test]
+fn a_file_with_other_headers_than_its_entry_says_is_not_passed_through() {
+    let directory = TempDir::new_in("/var/tmp").unwrap();
+    make(directory.path(), 1);
+    make(directory.path(), 2);
+    let mut other = tar();
+    let start = toc(&other).entries()[1].offset.0 as usize;
+    // Its name.
+    other[start - 512] ^= 1;
+    let view = MountedView::with(
+        described(other, directory.path()),
+        &options(directory.path()),
+    );
+    if !is_possible(&view.session) {
+        return;
+    }
+    for _ in 0..2 {
+        assert!(fs::read(view.path().join("large")).is_err());
+    }
+    assert_eq!(opens(&view.session), 0);
+    assert!(fs::read(view.path().join("other")).unwrap() == data(2));
+    assert_eq!(opens(&view.session), 1);
 }
 
 #[test]
