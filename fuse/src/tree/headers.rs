@@ -77,6 +77,26 @@ impl HeaderCheck {
         }
     }
 
+    /// For each entry of `toc`.
+    pub(super) fn all(toc: &Toc) -> Vec<Self> {
+        let numbers = 0..toc.entries().len();
+        numbers.map(|number| Self::of(toc, number)).collect()
+    }
+
+    /// The same check, not made yet.
+    pub(super) fn to_be_made(&self) -> Self {
+        let Self {
+            fingerprint,
+            blocks,
+            ..
+        } = *self;
+        Self {
+            fingerprint,
+            blocks,
+            passed: AtomicBool::new(false),
+        }
+    }
+
     pub(crate) fn state(&self) -> Headers {
         match self.blocks {
             _ if self.passed.load(Ordering::Relaxed) => Headers::Right,
@@ -129,6 +149,7 @@ fn fingerprint(entry: &Entry) -> u32 {
 mod tests {
     use super::*;
     use crate::tree::sample::{directory, file};
+    use crate::tree::{InodeIndex, LayerTree};
     use ztoc::UncompressedOffset;
 
     fn at(offset: u64, entry: Entry) -> Entry {
@@ -165,6 +186,30 @@ mod tests {
         assert_eq!(state(&[at(700, file("a"))], 0), Headers::Impossible);
         assert_eq!(state(&[at(0, file("a"))], 0), Headers::Impossible);
         assert_eq!(state(&[at(MOST + 512, file("a"))], 0), Headers::Impossible);
+    }
+
+    #[test]
+    fn of_many_files_the_checks_are_the_same() {
+        let entries = (0..12_000).map(|number: u64| {
+            let size = number % 5 * 300;
+            at(
+                2048 * number + 512,
+                Entry {
+                    size,
+                    ..file(format!("{number:06}"))
+                },
+            )
+        });
+        let toc = Toc::new(entries.collect(), 1 << 30).unwrap();
+        let tree = LayerTree::new(toc.clone());
+        for (number, inode) in (0..12_000).zip(1..) {
+            let (ours, own) = (
+                tree.header_check(InodeIndex(inode)),
+                HeaderCheck::of(&toc, number),
+            );
+            assert_eq!(ours.state(), own.state(), "{number}");
+            assert_eq!(ours.fingerprint, own.fingerprint, "{number}");
+        }
     }
 
     #[test]

@@ -28,7 +28,7 @@ fn ask_for(node: &Node) -> Option<Arc<fs::File>> {
 
 /// Asks until there is the file.
 async fn had(node: &Node) -> Arc<fs::File> {
-    for _ in 0..8000 {
+    for _ in 0..60_000 {
         if let Some(file) = ask_for(node) {
             return file;
         }
@@ -49,7 +49,7 @@ async fn prove(node: &Node) {
     node.store
         .expect(node.packed.digest, async move { Some(diff_id) });
     node.layer.fill_up();
-    for _ in 0..8000 {
+    for _ in 0..60_000 {
         if node.layer.is_proven() {
             return;
         }
