@@ -389,7 +389,7 @@ impl Making {
         match self.copy(&layer, scratch) {
             Ok(true) => {
                 self.next.0 += 1;
-                return self.submit(&layer);
+                self.submit(&layer);
             }
             // Given up meanwhile, or damaged on disk. Who opens the file again asks for it again.
             Ok(false) => {}

@@ -183,7 +183,7 @@ fn nothing_is_passed_through_unless_it_is_asked_for_and_there_is_a_large_file() 
     larger.passthrough.as_mut().unwrap().min_size = LARGE as u64 + 1;
     for options in [plain, larger] {
         let view = MountedView::with(filed(directory.path()), &options);
-        assert!(!view.session.passthrough().is_some());
+        assert!(view.session.passthrough().is_none());
         assert!(fs::read(view.path().join("large")).unwrap() == data(1));
         assert_eq!(opens(&view.session), 0);
         assert!(reads(&view.session) > 0);
