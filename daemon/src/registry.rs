@@ -40,7 +40,7 @@ pub use blob::Blob;
 pub use config::{HttpConfig, Mirror, RegistryConfig, TlsConfig};
 pub use credentials::{
     CredentialError, CredentialProvider, CredentialQuery, Credentials, DockerConfig,
-    FixedCredentials, KubeletProviders,
+    FixedCredentials, KubeletProviders, PullSecrets,
 };
 pub(crate) use descriptor::digest_text;
 pub use descriptor::{Descriptor, Resolved, media_type};
@@ -64,6 +64,7 @@ pub(crate) mod probes {
     pub(crate) use super::blob::probe as range;
     pub(crate) use super::credentials::probe as docker_config;
     pub(crate) use super::credentials::probe_kubelet as kubelet;
+    pub(crate) use super::credentials::probe_secrets as secrets;
     pub(crate) use super::hosts::probe as hosts_file;
     pub(crate) use super::manifests::probe as manifest;
     pub(crate) use super::referrers::probe as referrers;

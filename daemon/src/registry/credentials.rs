@@ -8,11 +8,15 @@ mod docker_config;
 mod exec;
 mod image_pattern;
 mod kubelet;
+mod secrets;
 
 pub use docker_config::DockerConfig;
 pub use kubelet::KubeletProviders;
+pub use secrets::PullSecrets;
 #[cfg(any(test, fuzzing))]
-pub(crate) use {docker_config::probe, kubelet::probe as probe_kubelet};
+pub(crate) use {
+    docker_config::probe, kubelet::probe as probe_kubelet, secrets::probe as probe_secrets,
+};
 
 /// What a registry is shown. `Debug` hides the secret.
 #[derive(Clone, PartialEq, Eq, Hash)]
