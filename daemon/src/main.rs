@@ -21,6 +21,7 @@ use daemon::logging::{self, LogLevel};
 use daemon::metrics::Metrics;
 use daemon::registry::CredentialProvider;
 use daemon::snapshot::images::Images;
+use daemon::snapshot::mapped;
 use daemon::view::keeper::HolderClient;
 use daemon::{REVISION, VERSION, view};
 
@@ -74,6 +75,9 @@ enum Command {
     /// Keeps descriptors of mounts for the next daemon (started by the daemon)
     #[command(hide = true)]
     Holder,
+    /// Makes a user namespace for its mapping of ids (started by the daemon)
+    #[command(hide = true, name = mapped::ARGUMENT)]
+    UserNamespace,
 }
 
 #[derive(Debug, Clone, Copy, Subcommand)]
@@ -96,6 +100,7 @@ fn main() -> ExitCode {
             Command::Config(command) => print_config(*command, &arguments),
             Command::Unmount => unmount(&arguments),
             Command::Holder => hold(),
+            Command::UserNamespace => mapped::live().map_err(Into::into),
         };
         return match done {
             Ok(()) => ExitCode::SUCCESS,
@@ -149,6 +154,7 @@ fn check_config(arguments: &Arguments) -> Result<()> {
 fn unmount(arguments: &Arguments) -> Result<()> {
     let root = Root::claim(&arguments.root)?;
     let keeper = HolderClient::new(root.path())?;
+    mapped::unmount_all(root.path());
     let unmounted = view::unmount_all(&root.path().join("views"), &keeper)?;
     println!("{unmounted} views unmounted");
     Ok(())

@@ -211,6 +211,7 @@ state = "{dir}/state"
 [proxy_plugins.soci]
   type = "snapshot"
   address = "{snapshotter}"
+  capabilities = ["remap-ids", "multi-remap-ids"]
   [proxy_plugins.soci.exports]
     root = "{soci}"
     enable_remote_snapshot_annotations = "true"

@@ -76,11 +76,22 @@ fn a_pod_lives_and_dies_by_cri_on_a_lazy_image_of_many_layers() {
 
     // The pause image is unpacked, and its program takes a megabyte.
     let used = until("the image file system is in use", COLLECTED, || {
-        let all = kubelet.image_file_systems()?;
-        let used = all.first().and_then(|one| one.used_bytes);
-        Ok(used.filter(|used| used.value > 1 << 20))
+        let first = kubelet.image_file_systems()?.into_iter().next();
+        Ok(first.filter(|one| one.used_bytes.is_some_and(|used| used.value > 1 << 20)))
     });
-    used.unwrap();
+    let mountpoint = used.unwrap().fs_id.unwrap().mountpoint;
+    // Where the kubelet looks for the space that is left: on our disk, if containerd knows of `exports.root`.
+    let names = if integration::containerd::version().unwrap() >= (1, 7) {
+        vec![host.snapshotter.root()]
+    } else {
+        // From 1.6.32 on it does.
+        let of_containerd = "containerd/root/io.containerd.snapshotter.v1.soci";
+        vec![
+            host.snapshotter.root(),
+            host.scratch.path().join(of_containerd),
+        ]
+    };
+    assert!(names.contains(&mountpoint.clone().into()), "{mountpoint}");
 
     kubelet.remove(&container).unwrap();
     kubelet.remove_pod(pod).unwrap();
