@@ -1,6 +1,7 @@
 //! As a kubelet drives it: pods and images through containerd's CRI plugin, and credentials through our image service.
 #![allow(clippy::unwrap_used)]
 
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::time::Duration;
 
 use integration::busybox::{self, noise};
@@ -153,6 +154,52 @@ fn credentials_of_a_pull_serve_lazy_reads_also_of_the_next_daemon_and_go_with_th
     assert!(kept.exists());
     kubelet.remove_image(&id).unwrap();
     assert!(!kept.exists());
+    drop(kubelet);
+    host.finish().unwrap();
+}
+
+#[test]
+fn a_pod_with_a_user_namespace_runs_on_lazy_layers_as_the_owner_of_their_files() {
+    if integration::containerd::version().unwrap() < (2, 0) {
+        eprintln!(
+            "left out: pods have user namespaces with containerd 2.0 and newer (scripts/matrix sid)"
+        );
+        return;
+    }
+    const FIRST: u32 = 131_072;
+    let host = node(ON_DEMAND);
+    // Its containers have to get through.
+    let through = std::fs::Permissions::from_mode(0o711);
+    std::fs::set_permissions(host.scratch.path(), through).unwrap();
+    let content = noise(2 << 20);
+    let image = host.publish_files("app", &[("large", &content)]).unwrap();
+    let socket = host.containerd.socket();
+    let mut kubelet = Kubelet::new(&socket, &socket).unwrap();
+    let pod = kubelet.run_pod_of_users("pod", FIRST).unwrap();
+    let id = kubelet.pull(&image.reference, None).unwrap();
+    let container = kubelet.start(&pod, &id, &SLEEP).unwrap();
+    let script = "/bin/busybox head -n 1 /proc/self/uid_map; stat -c %u:%g /large; sha256sum /large; echo new >/new";
+    let read = kubelet
+        .output(&container, &["/bin/sh", "-c", script])
+        .unwrap();
+    let mut lines = read.lines();
+    let map: Vec<&str> = lines.next().unwrap().split_whitespace().collect();
+    assert_eq!(map, ["0", "131072", "65536"]);
+    assert_eq!(lines.next(), Some("0:0"));
+    assert_eq!(
+        lines.next(),
+        Some(format!("{}  /large", sha256_hex(&content)).as_str())
+    );
+    let snapshots = host.snapshotter.root().join("snapshotter/snapshots");
+    let written = std::fs::read_dir(snapshots).unwrap();
+    let mut written =
+        written.filter_map(|it| std::fs::metadata(it.unwrap().path().join("fs/new")).ok());
+    assert_eq!(written.next().map(|new| new.uid()), Some(FIRST));
+    // Nothing was copied to change its owner: what is local of the image is what was read.
+    assert_eq!(host.snapshotter.fuse_mounts().unwrap().len(), 2);
+    kubelet.remove(&container).unwrap();
+    kubelet.remove_pod(pod).unwrap();
+    kubelet.remove_image(&id).unwrap();
     drop(kubelet);
     host.finish().unwrap();
 }
