@@ -21,6 +21,7 @@ use crate::counters::{Counters, Operation};
 use crate::error::Error;
 use crate::explain::Inspection;
 use crate::merge::{Child, MergedDirectory, View};
+use crate::reader::Reader;
 use crate::session::{KernelOffer, MountOptions};
 
 /// A view never changes: what the kernel has been told holds until it forgets. The largest time
@@ -230,7 +231,7 @@ impl Filesystem for ViewFilesystem {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -249,7 +250,8 @@ impl Filesystem for ViewFilesystem {
         };
         let counters = Arc::clone(&self.counters);
         let reading = self.accesses.came(ino.0, offset, size);
-        self.view.read(node, offset, size, move |outcome| {
+        let reader = Reader::new(request.pid());
+        self.view.read(node, offset, size, reader, move |outcome| {
             match outcome {
                 Ok(bytes) => {
                     counters.gave(bytes.len());
