@@ -18,7 +18,7 @@ const HINT: &str = "the root directory must be on a file system that can hold th
 /// CAP_SYS_ADMIN in the masks of /proc/self/status.
 const SYS_ADMIN: u64 = 1 << 21;
 
-/// Whether this process may mount at all.
+/// Whether this process may mount what containers of the system's root stand on.
 ///
 /// # Errors
 /// It may not; the text says what to do.
@@ -28,6 +28,13 @@ pub(super) fn check_rights() -> Result<()> {
         may_mount(&status),
         "this process may not mount anything (it lacks CAP_SYS_ADMIN), and image layers are mounted: run it as root, \
          as a service of the system beside a containerd that root runs; a rootless containerd cannot be served"
+    );
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    ensure!(
+        !in_user_namespace(&map),
+        "this process runs in a user namespace, as beside a rootless containerd, which cannot be served: opaque \
+         directories, device nodes and owners of layers are out of reach there; set skip_check_snapshotter_supported \
+         = true to start all the same"
     );
     Ok(())
 }

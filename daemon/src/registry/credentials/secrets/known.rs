@@ -10,8 +10,10 @@ use crate::registry::credentials::docker_config;
 use crate::registry::credentials::image_pattern::ImagePattern;
 use crate::registry::credentials::{CredentialQuery, Credentials};
 
-/// Most logins kept, of all secrets together.
-const MOST: usize = 20_000;
+/// Most bytes of logins kept, of all secrets together: some hundred thousand logins.
+const MOST: usize = 16 << 20;
+/// What a login takes beside its texts, in bytes.
+const OVERHEAD: usize = 100;
 
 /// Namespace and name.
 pub(super) type SecretName = (String, String);
@@ -39,7 +41,8 @@ pub(super) struct Metadata {
 #[derive(Default)]
 pub(super) struct Known {
     secrets: BTreeMap<SecretName, Vec<Login>>,
-    logins: usize,
+    /// What all of them take.
+    bytes: usize,
 }
 
 struct Login {
@@ -77,11 +80,12 @@ impl Known {
     pub(super) fn put(&mut self, secret: &Secret) -> bool {
         self.remove(&secret.name());
         let logins = secret.logins();
-        if self.logins + logins.len() > MOST {
+        let bytes = size(&logins);
+        if self.bytes + bytes > MOST {
             return false;
         }
         if !logins.is_empty() {
-            self.logins += logins.len();
+            self.bytes += bytes;
             self.secrets.insert(secret.name(), logins);
         }
         true
@@ -89,7 +93,7 @@ impl Known {
 
     pub(super) fn remove(&mut self, name: &SecretName) {
         let removed = self.secrets.remove(name);
-        self.logins -= removed.map_or(0, |logins| logins.len());
+        self.bytes -= removed.map_or(0, |logins| size(&logins));
     }
 
     /// How many secrets there are.
@@ -109,6 +113,17 @@ impl Known {
         }
         found.map(|login| login.credentials.clone())
     }
+}
+
+fn size(logins: &[Login]) -> usize {
+    let size = |login: &Login| {
+        let secret = match &login.credentials {
+            Credentials::Password { user, password } => user.len() + password.len(),
+            Credentials::IdentityToken(token) => token.len(),
+        };
+        login.pattern.len() + secret + OVERHEAD
+    };
+    logins.iter().map(size).sum()
 }
 
 /// The pattern that a key of `auths` is. Keys may be URLs of a registry's API, and Docker Hub has several.
@@ -142,7 +157,7 @@ pub(crate) fn probe(host: &str, repository: &str, bytes: &[u8]) {
             mirror: false,
         });
         known.remove(&secret.name());
-        assert_eq!((known.len(), known.logins), (0, 0));
+        assert_eq!((known.len(), known.bytes), (0, 0));
     }
 }
 
@@ -214,7 +229,7 @@ mod tests {
         known.put(&secret("a", "x", &json!({})));
         assert_eq!(user(&known, "reg.example", "i").as_deref(), Some("late"));
         known.remove(&("b".to_owned(), "x".to_owned()));
-        assert_eq!((known.len(), known.logins), (0, 0));
+        assert_eq!((known.len(), known.bytes), (0, 0));
     }
 
     #[test]
@@ -230,18 +245,12 @@ mod tests {
     #[test]
     fn there_is_a_limit_to_what_is_kept() {
         let mut known = Known::default();
-        let many = |count: usize| {
-            let entry = |number| {
-                (
-                    format!("h{number}"),
-                    json!({"username": "u", "password": "p"}),
-                )
-            };
-            serde_json::Value::Object((0..count).map(entry).collect())
-        };
-        assert!(known.put(&secret("a", "most", &many(MOST))));
-        assert!(!known.put(&secret("a", "one more", &many(1))));
-        assert!(known.put(&secret("a", "most", &many(1))));
-        assert_eq!((known.len(), known.logins), (1, 1));
+        let login = |length| json!({"h": {"username": "u", "password": "p".repeat(length)}});
+        let room = MOST - OVERHEAD - 2;
+        assert!(!known.put(&secret("a", "too much", &login(room + 1))));
+        assert!(known.put(&secret("a", "most", &login(room))));
+        assert!(!known.put(&secret("a", "one more", &login(0))));
+        assert!(known.put(&secret("a", "most", &login(1))));
+        assert_eq!((known.len(), known.bytes), (1, OVERHEAD + 3));
     }
 }
