@@ -171,9 +171,13 @@ esac
     let network = r#"{"cniVersion": "1.0.0", "name": "none", "plugins": [{"type": "nothing"}]}"#;
     fs::create_dir_all(dir)?;
     fs::write(dir.join("10-none.conflist"), network)?;
-    let plugin = dir.join("nothing");
-    fs::write(&plugin, PLUGIN)?;
-    Ok(fs::set_permissions(&plugin, Permissions::from_mode(0o755))?)
+    // containerd asks for the other one by itself.
+    for name in ["nothing", "loopback"] {
+        let plugin = dir.join(name);
+        fs::write(&plugin, PLUGIN)?;
+        fs::set_permissions(&plugin, Permissions::from_mode(0o755))?;
+    }
+    Ok(())
 }
 
 /// For CRI. Sizes are asked of snapshotters each second.

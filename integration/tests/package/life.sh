@@ -29,7 +29,12 @@ soci-snapshotter-grpc config check
 dpkg --verify spanshot
 # What the unit forbids leaves it user namespaces, which carry mappings of ids.
 restricted=$(sed -n 's/^\(RestrictNamespaces=.*\)/\1/p' /lib/systemd/system/soci-snapshotter.service)
-systemd-run --quiet --wait --pipe -p "$restricted" -p NoNewPrivileges=yes soci-snapshotter-grpc user-namespace </dev/null
+unit=/run/systemd/system/mapping.service
+printf '[Service]\nType=oneshot\nNoNewPrivileges=yes\n%s\nExecStart=/usr/bin/soci-snapshotter-grpc user-namespace\n' "$restricted" >"$unit"
+systemctl daemon-reload
+systemctl start mapping.service
+rm "$unit"
+systemctl daemon-reload
 
 # Killed, it comes back.
 before=$(pid)
