@@ -60,9 +60,20 @@ impl Published {
     pub(crate) fn reference(&self, registry: &DockerRegistry, form: Form) -> String {
         match self.bytes {
             None => self.repository.clone(),
-            Some(_) => registry.reference(&format!("{}:{}", self.repository, form.tag())),
+            Some(_) => {
+                let reference = registry.reference(&format!("{}:{}", self.repository, form.tag()));
+                match form {
+                    Form::Soci04 => by_name(&reference),
+                    _ => reference,
+                }
+            }
         }
     }
+}
+
+/// Loopback by its name: SOCI 0.4 takes an address with a port for another machine, and asks that by HTTPS.
+fn by_name(reference: &str) -> String {
+    reference.replacen("127.0.0.1:", "localhost:", 1)
 }
 
 /// Sees to it that `registry`, whose images `kept` knows, has the image in all `forms`.
@@ -101,7 +112,7 @@ pub(crate) fn publish(
                     |tag| registry.reference(&format!("{}:{tag}", published.repository));
                 match form {
                     Form::Estargz => convert_to_estargz(&reference(PLAIN), &reference(form.tag())),
-                    _ => index_by_debians(&reference(PLAIN)),
+                    _ => index_by_debians(&by_name(&reference(PLAIN))),
                 }?;
                 Ok(bytes)
             },
