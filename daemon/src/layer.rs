@@ -1,4 +1,4 @@
-//! Layers and their spans on this node: `<root>/layers/<sha256 hex>/{ztoc,origin,data,map}`.
+//! Layers and their spans on this node: `<root>/layers/<sha256 hex>/{ztoc,origin,data,map,files}`.
 //!
 //! A [`Layer`] belongs to a layer digest and is shared by everything that shows the layer. A read is
 //! answered on the calling thread when its spans are in the cache; else it waits, off that thread, for the
@@ -19,6 +19,7 @@ mod kept_ztoc;
 mod ledger;
 mod link;
 mod map;
+mod own_files;
 mod pace;
 mod pending;
 mod proof;
@@ -36,6 +37,7 @@ mod unwritten;
 mod windows;
 
 use std::cell::Cell;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
@@ -56,6 +58,7 @@ use self::fill::Filler;
 use self::flight::{Flights, Joined, Origin};
 use self::hot::Hot;
 use self::ledger::GROUP;
+use self::own_files::OwnFiles;
 use self::pending::PendingRead;
 use self::proof::Proof;
 use self::readahead::{Streams, WINDOW};
@@ -93,7 +96,8 @@ pub struct Layer {
     streams: Streams,
     hot: Hot,
     proof: Proof,
-    /// Plain bytes on disk.
+    own_files: OwnFiles,
+    /// Plain bytes on disk, those of own files included.
     held: AtomicU64,
     /// When each group of spans was used last, by the ledger's clock.
     used: Box<[AtomicI64]>,
@@ -116,11 +120,12 @@ impl Layer {
         let size = spans.uncompressed_size();
         let (cache, claimed) = SpanCache::open(dir, ztoc, spans.count(), size)?;
         let held = spans.ids().zip(&claimed).filter(|(_, claimed)| **claimed);
-        let held = held
+        let held: u64 = held
             .map(|(span, _)| spans.uncompressed(span).byte_len())
             .sum();
         let groups = spans.count().div_ceil(GROUP);
         let now = engine.ledger.now();
+        let own_files = OwnFiles::open(dir, now);
         Ok(Arc::new_cyclic(|this| Self {
             digest,
             spans,
@@ -132,7 +137,8 @@ impl Layer {
             streams: Streams::default(),
             hot: Hot::default(),
             proof: Proof::open(dir),
-            held: AtomicU64::new(held),
+            held: AtomicU64::new(held + own_files.bytes()),
+            own_files,
             used: (0..groups).map(|_| AtomicI64::new(now)).collect(),
             counters: Arc::default(),
             fetch_trouble: Throttle::default(),
@@ -495,6 +501,10 @@ impl LayerContent for Layer {
                 .runs()
                 .for_each(|run| self.request(run, Lane::Readahead));
         }
+    }
+
+    fn own_file(&self, file: Range<UncompressedOffset>) -> Option<Arc<File>> {
+        self.own_file_at(file)
     }
 
     fn contradicted(&self, data: UncompressedOffset) {

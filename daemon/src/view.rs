@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use fuse::{MountOptions, Session, View};
+use fuse::{MountOptions, Passthrough, Session, View};
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 use ztoc::Digest;
@@ -49,6 +49,8 @@ pub struct Views {
 struct Shared {
     root: PathBuf,
     options: MountOptions,
+    /// Files of at least so many bytes are read by the kernel itself in views that are mounted from now on; 0: none.
+    passthrough: AtomicU64,
     /// Those that an earlier process left are held until the snapshots that need them have been given them.
     mounted: Shares<Key, Mounted>,
     mounting: Flights<Key, Result<Arc<Mounted>, Failed>>,
@@ -131,6 +133,7 @@ impl Views {
             shared: Arc::new(Shared {
                 root: root.to_owned(),
                 options,
+                passthrough: AtomicU64::new(0),
                 mounted: Shares::new(),
                 mounting: Flights::new(),
                 last: AtomicU64::new(last),
@@ -142,6 +145,15 @@ impl Views {
                 }),
             }),
         })
+    }
+
+    /// The kernel may read files of at least `min_size` bytes by itself, where it can, in views that are mounted from
+    /// now on. Those that are adopted stay as they were mounted.
+    #[must_use]
+    pub fn passing_through(self, min_size: Option<u64>) -> Self {
+        let min_size = min_size.unwrap_or(0);
+        self.shared.passthrough.store(min_size, Ordering::Relaxed);
+        self
     }
 
     /// Goes on with the views that an earlier daemon left, of the layers that `open` gives. To be called
@@ -285,7 +297,9 @@ impl Shared {
         let session = tokio::task::spawn_blocking(move || {
             let view = View::new(layers, !below.is_empty()).with_lower(&below)?;
             fs::create_dir(&at)?;
-            let mounted = fuse::mount(view, &at, &this.options).and_then(|session| {
+            let min_size = this.passthrough.load(Ordering::Relaxed);
+            let options = this.options_at(&at, (min_size > 0).then_some(min_size));
+            let mounted = fuse::mount(view, &at, &options).and_then(|session| {
                 this.note(&session, &at, &named, &below)?;
                 Ok(session)
             });
@@ -299,6 +313,18 @@ impl Shared {
             .await
             .map_err(|panic| failed(io::Error::other(panic)))?;
         Ok(self.publish(key, path.clone(), session.map_err(failed)?))
+    }
+
+    /// How the view at `path` is served.
+    fn options_at(&self, path: &Path, passthrough: Option<u64>) -> MountOptions {
+        let passthrough = passthrough.map(|min_size| Passthrough {
+            min_size,
+            opens: sweep::opens_path(path),
+        });
+        MountOptions {
+            passthrough,
+            ..self.options.clone()
+        }
     }
 
     /// Has a view survive this process.
@@ -317,6 +343,8 @@ impl Shared {
             );
         }
         let record = ViewRecord::new(layers, below, session.offer(), session.device_number());
+        let passthrough = session.passthrough().map(|large| large.min_size);
+        let record = record.passing_through(passthrough);
         record.write(&sweep::record_path(path))
     }
 

@@ -18,7 +18,7 @@ use daemon::snapshot::images::{
 };
 use daemon::snapshot::lowers::LowerDirs;
 use daemon::view::Views;
-use fuse::MountOptions;
+use fuse::{MountOptions, Operation};
 use integration::registry::{Fault, Match, Recorded, ScriptedRegistry};
 use serde_json::json;
 use tempfile::TempDir;
@@ -242,6 +242,10 @@ impl Node {
     }
 
     fn at(root: TempDir, options: ImageOptions) -> Self {
+        Self::passing_through(root, options, None)
+    }
+
+    fn passing_through(root: TempDir, options: ImageOptions, passthrough: Option<u64>) -> Self {
         let path = |name: &str| root.path().join(name);
         let registry = Registry::new(RegistryConfig {
             http: HttpConfig {
@@ -270,6 +274,7 @@ impl Node {
             LayerStore::start(&path("layers"), LayerOptions::default(), runtime.clone()).unwrap();
         let mounts = MountOptions::new(root.path());
         let views = Views::start(&path("views"), mounts, runtime).unwrap();
+        let views = views.passing_through(passthrough);
         let images = ImageLayers::new(sources, layers, views, &path("unpack"), options).unwrap();
         Self { root, images }
     }
@@ -364,6 +369,95 @@ async fn an_indexed_image_is_prepared_without_its_layers_and_read_through_one_mo
         read(view.path().join("usr/lib/large")).await.unwrap(),
         text(90_000)
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_file_of_a_complete_layer_is_read_by_the_kernel_itself_in_a_container() {
+    let (pushed, options) = (Pushed::new(Flaw::None).await, ImageOptions::default());
+    // On a real file system: the kernel takes no file of an overlay.
+    let root = tempfile::tempdir_in("/var/tmp").unwrap();
+    let node = Node::passing_through(root, options, Some(500 << 10));
+    for layer in 0..2 {
+        node.prepare(&pushed.request(layer)).await;
+    }
+    let view = node.mount(&pushed.run(&[0, 1], false)).await;
+    let rootfs = overlay_over(view.path()).await;
+    let (small, large) = ("etc/kept", "usr/lib/large");
+    let inside = node.images.views().open()[0].inside.clone();
+    if !is_passing_through(&node) {
+        eprintln!("this kernel has no passthrough");
+        return;
+    }
+    // The first open is served as ever; it has the file made once its layer is here and proven.
+    assert_eq!(read(rootfs.path().join(large)).await.unwrap(), text(90_000));
+    assert_eq!(inside.counters.opens_passed_through(), 0);
+    let own = node
+        .root
+        .path()
+        .join("layers")
+        .join(pushed.layers[0].digest.hex());
+    eventually("the file is made", || {
+        let files = fs::read_dir(own.join("files")).into_iter().flatten();
+        files
+            .flatten()
+            .any(|file| !file.file_name().to_string_lossy().starts_with('.'))
+    })
+    .await;
+    let reads = || inside.counters.requests(Operation::Read);
+    eventually("the first open is closed", || {
+        fs::File::open(rootfs.path().join(large)).unwrap();
+        inside.counters.opens_passed_through() > 0
+    })
+    .await;
+    let before = reads();
+    assert_eq!(read(rootfs.path().join(large)).await.unwrap(), text(90_000));
+    assert_eq!(reads(), before, "not a single request");
+    let passed = inside.counters.opens_passed_through();
+    assert_eq!(read(rootfs.path().join(small)).await.unwrap(), text(100));
+    assert_eq!(inside.counters.opens_passed_through(), passed);
+    assert!(reads() > before, "a small file is read from us");
+    drop(rootfs);
+    drop(view);
+    eventually("nothing is left of the view", || {
+        node.names("views").is_empty()
+    })
+    .await;
+}
+
+/// Whether the record of the only view says so.
+fn is_passing_through(node: &Node) -> bool {
+    let names = node.names("views");
+    let record = names.iter().find(|name| name.ends_with(".json")).unwrap();
+    let record = fs::read_to_string(node.root.path().join("views").join(record)).unwrap();
+    record.contains("passthrough")
+}
+
+/// A container's root over `lower`.
+struct Rootfs(TempDir);
+
+impl Rootfs {
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Rootfs {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(self.0.path(), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+async fn overlay_over(lower: &Path) -> Rootfs {
+    let at = Rootfs(tempfile::tempdir().unwrap());
+    let empty = tempfile::tempdir().unwrap();
+    let options = format!("lowerdir={}:{}", lower.display(), empty.path().display());
+    let path = at.path().to_owned();
+    let mounted = tokio::task::spawn_blocking(move || {
+        let (kind, flags) = (Some("overlay"), nix::mount::MsFlags::MS_RDONLY);
+        nix::mount::mount(kind, &path, kind, flags, Some(&*options))
+    });
+    mounted.await.unwrap().unwrap();
+    at
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,8 @@
 //! The seam to whatever holds a layer's bytes.
 
+use std::fs::File;
 use std::ops::Range;
+use std::sync::Arc;
 
 use ztoc::UncompressedOffset;
 
@@ -26,6 +28,14 @@ pub trait LayerContent: Send + Sync + 'static {
     ) {
         let _ = file;
         self.read(range, reply);
+    }
+
+    /// A file that holds the bytes of `file` and nothing else, for the kernel to read from; it never changes, and
+    /// stays as long as what is answered. If there is none, one may be made for later. Quick local calls only: this
+    /// is called on a FUSE thread.
+    fn own_file(&self, file: Range<UncompressedOffset>) -> Option<Arc<File>> {
+        let _ = file;
+        None
     }
 
     /// The layer has something else in front of `data` than the headers of the file that is said to begin

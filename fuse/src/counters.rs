@@ -55,6 +55,7 @@ pub struct Counters {
     failures: [AtomicU64; Operation::ALL.len()],
     read_bytes: AtomicU64,
     answered_reads: AtomicU64,
+    passed_through: AtomicU64,
 }
 
 impl Counters {
@@ -78,6 +79,15 @@ impl Counters {
     /// Bytes of file data given.
     pub fn read_bytes(&self) -> u64 {
         self.read_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Opens of files that the kernel reads by itself.
+    pub fn opens_passed_through(&self) -> u64 {
+        self.passed_through.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn passed_through(&self) {
+        self.passed_through.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn came(&self, operation: Operation) {

@@ -21,6 +21,7 @@ use crate::counters::{Counters, Operation};
 use crate::error::Error;
 use crate::explain::Inspection;
 use crate::merge::{Child, MergedDirectory, View};
+use crate::passthrough::LargeFiles;
 use crate::reader::Reader;
 use crate::session::{KernelOffer, MountOptions};
 
@@ -62,12 +63,26 @@ pub(crate) struct ViewFilesystem {
     log_operations: bool,
     zero_message_open: bool,
     zero_message_opendir: bool,
-    /// Known once the kernel has made it.
-    offer: Arc<OnceLock<KernelOffer>>,
+    /// Those that the kernel may read by itself; then opens are answered.
+    large: Option<LargeFiles>,
+    /// Known once the kernel has said its part.
+    agreed: Arc<OnceLock<Agreed>>,
+}
+
+/// What a mount and the kernel have agreed on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Agreed {
+    pub(crate) offer: KernelOffer,
+    /// Large files may be passed through.
+    pub(crate) passthrough: bool,
 }
 
 impl ViewFilesystem {
-    pub(crate) fn new(inspection: &Inspection, options: &MountOptions) -> Self {
+    pub(crate) fn new(
+        inspection: &Inspection,
+        options: &MountOptions,
+        large: Option<LargeFiles>,
+    ) -> Self {
         Self {
             view: Arc::clone(&inspection.view),
             counters: Arc::clone(&inspection.counters),
@@ -76,13 +91,14 @@ impl ViewFilesystem {
             log_operations: options.log_operations,
             zero_message_open: false,
             zero_message_opendir: false,
-            offer: Arc::new(OnceLock::new()),
+            large,
+            agreed: Arc::new(OnceLock::new()),
         }
     }
 
-    /// Where the kernel's offer will be.
-    pub(crate) fn offer(&self) -> Arc<OnceLock<KernelOffer>> {
-        Arc::clone(&self.offer)
+    /// Where will be what is agreed on with the kernel.
+    pub(crate) fn agreed(&self) -> Arc<OnceLock<Agreed>> {
+        Arc::clone(&self.agreed)
     }
 
     fn find(&self, parent: INodeNo, name: &[u8]) -> Result<FileAttr, Error> {
@@ -180,14 +196,23 @@ impl ViewFilesystem {
 /// kernel sends all the same are refused here, as fuser would complain in the log.
 impl Filesystem for ViewFilesystem {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let offer = KernelOffer::of(config);
+        self.large = self
+            .large
+            .take()
+            .filter(|_| LargeFiles::is_possible(config));
         // There is one handshake, and so nothing there yet.
-        let _ = self.offer.set(KernelOffer::of(config));
+        let _ = self.agreed.set(Agreed {
+            offer,
+            passthrough: self.large.is_some(),
+        });
         for flag in WANTED {
             // What this kernel does not have is done without.
             let _ = config.add_capabilities(flag);
         }
         let has = config.capabilities();
-        self.zero_message_open = has.contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
+        self.zero_message_open =
+            has.contains(InitFlags::FUSE_NO_OPEN_SUPPORT) && self.large.is_none();
         self.zero_message_opendir = has.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         // Both are within the limits; this also makes the largest read (`max_pages`) a megabyte.
         let _ = config.set_max_write(MAX_READ);
@@ -222,7 +247,10 @@ impl Filesystem for ViewFilesystem {
         }
     }
 
-    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        if let Some(large) = &self.large {
+            return large.open(&self.view, ino, &self.counters, reply);
+        }
         if self.zero_message_open {
             return reply.error(Error::NotServed.into());
         }
@@ -269,6 +297,22 @@ impl Filesystem for ViewFilesystem {
             }
             counters.answered_read();
         });
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.ok();
+        if let Some(large) = &self.large {
+            large.closed(ino, handle);
+        }
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {

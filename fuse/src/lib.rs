@@ -15,6 +15,7 @@ mod explain;
 mod filesystem;
 mod inode;
 mod merge;
+mod passthrough;
 mod read;
 mod reader;
 mod session;
@@ -25,6 +26,7 @@ pub use crate::access::{Access, AccessLog, Record};
 pub use crate::counters::{Counters, Operation};
 pub use crate::explain::{Inspection, Origin};
 pub use crate::merge::{Layer, View};
+pub use crate::passthrough::Passthrough;
 pub use crate::reader::Reader;
 pub use crate::session::{
     KernelOffer, MountOptions, OfferError, Session, adopt, detach, device_number_at,

@@ -147,6 +147,19 @@ impl View {
         self.layer(node).tree.inode(node.inode)
     }
 
+    /// The regular files of one piece that have at least `min_size` bytes, and any at all; ascending.
+    pub(crate) fn large_files(&self, min_size: u64) -> Vec<INodeNo> {
+        let layers = self.layers.iter().zip(0u32..);
+        let nodes = layers.flat_map(|(layer, number)| {
+            let large = layer.tree.large_files(min_size.max(1));
+            large.map(move |inode| Node {
+                layer: number,
+                inode,
+            })
+        });
+        nodes.map(|node| self.id(node)).collect()
+    }
+
     /// The merged directory that goes by `node`.
     ///
     /// # Errors

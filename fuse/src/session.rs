@@ -21,6 +21,7 @@ use crate::counters::Counters;
 use crate::explain::Inspection;
 use crate::filesystem::{MAX_READ, ViewFilesystem};
 use crate::merge::View;
+use crate::passthrough::{LargeFiles, Passthrough};
 pub use crate::session::offer::{KernelOffer, OfferError};
 
 /// What /proc/mounts shows as the source of a view.
@@ -47,6 +48,9 @@ pub struct MountOptions {
     /// Log each request of the kernel with its path, at debug level. Finding the path of a file
     /// takes a look at all names of its layer: for studying what a program reads, not for always.
     pub log_operations: bool,
+    /// Large files that the kernel may read by itself, if it can and the view has such. Files are then opened by
+    /// message. A view that is adopted must have what it was mounted with.
+    pub passthrough: Option<Passthrough>,
 }
 
 /// A mounted view. Dropping it detaches the mount; whoever still uses it is served to the end.
@@ -60,17 +64,19 @@ pub struct Session {
     server: Option<JoinHandle<()>>,
     detach_on_drop: bool,
     offer: KernelOffer,
+    passthrough: Option<Passthrough>,
 }
 
 impl MountOptions {
     /// Two threads, 1 MiB of read-ahead, statfs(2) from the file system of `statfs_path`, no log of
-    /// operations.
+    /// operations, nothing passed through.
     pub fn new(statfs_path: impl Into<PathBuf>) -> Self {
         Self {
             threads: 2,
             statfs_path: statfs_path.into(),
             read_ahead_kib: 1024,
             log_operations: false,
+            passthrough: None,
         }
     }
 }
@@ -158,19 +164,26 @@ fn serve(
         counters: Arc::default(),
         accesses: Arc::new(AccessLog::new()),
     };
-    let filesystem = ViewFilesystem::new(&inspection, options);
+    let large = options
+        .passthrough
+        .as_ref()
+        .and_then(|passthrough| match offer {
+            None => LargeFiles::begin(&inspection.view, passthrough),
+            Some(_) => Some(LargeFiles::resume(&inspection.view, passthrough)),
+        });
+    let filesystem = ViewFilesystem::new(&inspection, options, large);
     let acl = fuser::SessionACL::All;
     let mut config = fuser::Config::default();
     config.n_threads = Some(options.threads.max(1));
     // A cloned descriptor that dies with the process fails its readers (ECONNABORTED); one
     // descriptor can be held through a crash by somebody else.
     config.clone_fd = false;
-    let made = filesystem.offer();
+    let made = filesystem.agreed();
     let session = match offer {
         None => fuser::Session::from_fd(filesystem, device, acl, config)?,
         Some(offer) => replay::session(filesystem, device.as_fd(), offer, config)?,
     };
-    let offer = *made.get().ok_or(io::ErrorKind::InvalidData)?;
+    let agreed = *made.get().ok_or(io::ErrorKind::InvalidData)?;
     let name = mountpoint.to_path_buf();
     let server = thread::Builder::new()
         .name("fuse-view".to_owned())
@@ -188,7 +201,8 @@ fn serve(
         inspection,
         server: Some(server),
         detach_on_drop: true,
-        offer,
+        offer: agreed.offer,
+        passthrough: options.passthrough.clone().filter(|_| agreed.passthrough),
     })
 }
 
@@ -254,6 +268,12 @@ impl Session {
     /// What the kernel offered at the mount; whoever adopts the connection needs it.
     pub fn offer(&self) -> KernelOffer {
         self.offer
+    }
+
+    /// What of [`MountOptions::passthrough`] holds: nothing if the kernel cannot or the view has no large file. Whoever
+    /// adopts the connection must be given the same.
+    pub fn passthrough(&self) -> Option<&Passthrough> {
+        self.passthrough.as_ref()
     }
 
     /// The device number of the mounted file system, as stat(2) gives it.

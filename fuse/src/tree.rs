@@ -355,6 +355,15 @@ impl LayerTree {
         indexes.filter(|index| self.directory(*index).is_some_and(|found| found.implied))
     }
 
+    /// The regular files of one piece that have at least `min_size` bytes, ascending.
+    pub(crate) fn large_files(&self, min_size: u64) -> impl Iterator<Item = InodeIndex> {
+        let inodes = self.inodes.iter().zip((0..).map(InodeIndex));
+        inodes.filter_map(move |(inode, index)| match inode.body {
+            Body::Regular { size, .. } if size >= min_size => Some(index),
+            _ => None,
+        })
+    }
+
     /// The inodes that are hard links into lower layers, with their targets.
     pub(crate) fn lower_links(&self) -> impl Iterator<Item = (InodeIndex, &[u8])> {
         let indexes: Range<u32> = 0..u32::try_from(self.inodes.len()).unwrap_or(u32::MAX);

@@ -49,6 +49,10 @@ impl EntryKind {
     }
 
     pub(crate) fn from_text(text: &[u8]) -> Option<Self> {
+        // Nearly all of them.
+        if text == b"reg" {
+            return Some(Self::Regular);
+        }
         let mut texts = Self::TEXTS.iter();
         texts
             .find(|(_, other)| other.as_bytes() == text)
@@ -171,7 +175,7 @@ impl Entry {
 
     fn sparse_map(&self) -> Result<SparseMap, SparseError> {
         match self.kind {
-            EntryKind::Regular => sparse::from_pax(&self.pax, self.size),
+            EntryKind::Regular if !self.pax.is_empty() => sparse::from_pax(&self.pax, self.size),
             _ => Ok(SparseMap::None),
         }
     }
@@ -207,8 +211,27 @@ impl Entry {
 
     /// Where this entry's data and padding end, if that is known.
     fn end(&self) -> Option<u64> {
-        let end = self.offset.0.checked_add(self.stored_len().ok()??)?;
+        self.end_of(self.stored_len().ok()??)
+    }
+
+    fn end_of(&self, stored: u64) -> Option<u64> {
+        let end = self.offset.0.checked_add(stored)?;
         end.checked_next_multiple_of(BLOCK_LEN as u64)
+    }
+
+    /// Checks that its data lie in a layer of `size` bytes and behind where its headers begin, if that is known.
+    /// Answers where those of the next begin, if that is.
+    fn check(&self, header: Option<u64>, size: u64) -> Result<Option<u64>, EntryError> {
+        let offset = self.offset.0;
+        let stored = self.stored_len()?;
+        let end = offset.saturating_add(stored.unwrap_or(0));
+        if end > size {
+            return Err(EntryError::OutOfRange { end, size });
+        }
+        match header {
+            Some(header) if header > offset => Err(EntryError::Overlap { offset, header }),
+            _ => Ok(stored.and_then(|stored| self.end_of(stored))),
+        }
     }
 
     /// An upper limit of the space that this entry takes in a zTOC.
@@ -231,9 +254,9 @@ impl Toc {
     /// The first entry whose data lies outside the layer or overlaps the one before.
     pub fn new(mut entries: Vec<Entry>, size: u64) -> Result<Self, DecodeError> {
         entries.sort_by_key(|entry| entry.offset);
-        let toc = Self { entries };
-        for (index, entry) in toc.entries.iter().enumerate() {
-            toc.check(index, entry, size).map_err(|source| {
+        let mut header = Some(0);
+        for (index, entry) in entries.iter().enumerate() {
+            header = entry.check(header, size).map_err(|source| {
                 let name = String::from_utf8_lossy(&entry.name)
                     .chars()
                     .take(200)
@@ -245,21 +268,7 @@ impl Toc {
                 }
             })?;
         }
-        Ok(toc)
-    }
-
-    fn check(&self, index: usize, entry: &Entry, size: u64) -> Result<(), EntryError> {
-        let offset = entry.offset.0;
-        let end = offset.saturating_add(entry.stored_len()?.unwrap_or(0));
-        if end > size {
-            return Err(EntryError::OutOfRange { end, size });
-        }
-        match self.header_offset(index) {
-            Some(UncompressedOffset(header)) if header > offset => {
-                Err(EntryError::Overlap { offset, header })
-            }
-            _ => Ok(()),
-        }
+        Ok(Self { entries })
     }
 
     /// The entries in tar order.

@@ -11,11 +11,11 @@ use anyhow::{Context as _, Result};
 use async_trait::async_trait;
 use bytes::Bytes;
 use daemon::layer::{BlobSource, FetchError, Lane, Layer, LayerOptions, LayerStore, NewLayer};
-use fuse::{MountOptions, Operation, Session, View};
-use ztoc::builder::{BuildOptions, build};
-use ztoc::{CompressedOffset, Compression, Digest, SpanId, SpanSize};
+use fuse::{MountOptions, Operation, Passthrough, Session, View};
+use ztoc::builder::{BuildOptions, build, build_both};
+use ztoc::{CompressedOffset, Compression, Digest, SpanId, SpanSize, compact};
 
-use crate::tree::Tree;
+use crate::tree::{LARGE, LARGE_SIZE, Tree};
 
 /// The tree as an image has it.
 pub(crate) struct Packed {
@@ -24,11 +24,27 @@ pub(crate) struct Packed {
     digest: Digest,
 }
 
+/// In which form the layer is described.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    Ztoc,
+    Compact,
+}
+
+impl Form {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Ztoc => "zTOC",
+            Self::Compact => "compact zTOC",
+        }
+    }
+}
+
 /// A view of it, mounted.
 pub(crate) struct Served {
     session: Session,
     pub(crate) layer: Arc<Layer>,
-    _store: LayerStore,
+    store: LayerStore,
     root: PathBuf,
     _runtime: tokio::runtime::Runtime,
 }
@@ -81,30 +97,43 @@ impl Packed {
     pub(crate) fn of(tree: &Tree) -> Result<Self> {
         let mut tar = tar::Builder::new(gzip());
         tar.append_dir_all("", &tree.root)?;
-        Self::index(tar.into_inner()?.finish()?)
+        Self::index(tar.into_inner()?.finish()?, Form::Ztoc)
     }
 
     /// So many empty files, two hundred to a directory.
-    pub(crate) fn of_names(files: u32) -> Result<Self> {
+    pub(crate) fn of_names(files: u32, form: Form) -> Result<Self> {
+        let mut random = fastrand::Rng::with_seed(1);
         let mut tar = tar::Builder::new(gzip());
         for file in 0..files {
             let mut header = tar::Header::new_gnu();
             header.set_size(0);
             header.set_mode(0o644);
+            header.set_mtime(random.u64(1_500_000_000..1_700_000_000));
             let name = format!("usr/lib/part-{:04}/module_{file:06}.py", file / 200);
             tar.append_data(&mut header, name, std::io::empty())?;
         }
-        Self::index(tar.into_inner()?.finish()?)
+        Self::index(tar.into_inner()?.finish()?, form)
     }
 
-    fn index(blob: Vec<u8>) -> Result<Self> {
+    fn index(blob: Vec<u8>, form: Form) -> Result<Self> {
         let options = BuildOptions {
             span_size: SpanSize::new(4 << 20).context("no span size")?,
             build_tool: String::from("bench"),
         };
-        let built = build(Compression::Gzip, &*blob, &options)?;
+        let (built, ztoc) = match form {
+            Form::Ztoc => {
+                let built = build(Compression::Gzip, &*blob, &options)?;
+                let ztoc = built.ztoc.encode();
+                (built, ztoc)
+            }
+            Form::Compact => {
+                let built = build_both(Compression::Gzip, &*blob, &options, compact::SPAN_SIZE)?;
+                let ztoc = built.encode_compact().context("no compact zTOC")??;
+                (built, ztoc)
+            }
+        };
         Ok(Self {
-            ztoc: built.ztoc.encode().into(),
+            ztoc: ztoc.into(),
             digest: built.layer_digest,
             blob: blob.into(),
         })
@@ -152,7 +181,7 @@ impl Served {
         Ok(Self {
             session,
             layer,
-            _store: store,
+            store,
             root: root.join(packed.digest.hex()),
             _runtime: runtime,
         })
@@ -178,7 +207,11 @@ impl Served {
 
     /// How long it takes to open the stored layer again and to mount it, and bytes of memory that its names take.
     pub(crate) fn reopen(self, packed: &Packed, place: &Path) -> Result<(Duration, usize)> {
-        let root = place.join("names-root");
+        let root = self
+            .root
+            .parent()
+            .context("a root has no parent")?
+            .to_owned();
         drop(self);
         let runtime = tokio::runtime::Runtime::new()?;
         let store = LayerStore::start(&root, LayerOptions::default(), runtime.handle().clone())?;
@@ -194,6 +227,39 @@ impl Served {
         let took = start.elapsed();
         drop(session);
         Ok((took, layer.tree().memory()))
+    }
+
+    /// Another mount, in which the kernel reads the large file by itself, and that file; `None` if it cannot.
+    pub(crate) fn mount_passing_through(
+        &self,
+        packed: &Packed,
+        place: &Path,
+    ) -> Result<Option<(Session, PathBuf)>> {
+        let mut plain = Vec::new();
+        flate2::read::GzDecoder::new(&*packed.blob).read_to_end(&mut plain)?;
+        let diff_id = Digest::of(&plain);
+        drop(plain);
+        self.store
+            .expect(packed.digest, async move { Some(diff_id) });
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut options = MountOptions::new(place);
+        options.passthrough = Some(Passthrough {
+            min_size: LARGE_SIZE,
+            opens: place.join("opens"),
+        });
+        let session = mount_with(&self.layer, &place.join("through"), &options)?;
+        if session.passthrough().is_none() {
+            return Ok(None);
+        }
+        while session.counters().opens_passed_through() == 0 {
+            anyhow::ensure!(Instant::now() < deadline, "the file is never made");
+            std::thread::sleep(Duration::from_millis(20));
+            let mut file = fs::File::open(session.mountpoint().join(LARGE))?;
+            file.read_exact(&mut [0])?;
+        }
+        let own = fs::read_dir(self.root.join("files"))?.next();
+        let own = own.context("the file has no name")??;
+        Ok(Some((session, own.path())))
     }
 
     /// Where it is mounted.
@@ -215,11 +281,15 @@ impl Served {
 }
 
 fn mount(layer: &Arc<Layer>, at: &Path, statfs: &Path) -> Result<Session> {
+    mount_with(layer, at, &MountOptions::new(statfs))
+}
+
+fn mount_with(layer: &Arc<Layer>, at: &Path, options: &MountOptions) -> Result<Session> {
     fs::create_dir_all(at)?;
     let content = fuse::Layer {
         tree: Arc::clone(layer.tree()),
         content: Arc::clone(layer) as _,
     };
     let view = View::new(vec![content], false);
-    fuse::mount(view, at, &MountOptions::new(statfs)).context("cannot mount a view; are you root?")
+    fuse::mount(view, at, options).context("cannot mount a view; are you root?")
 }

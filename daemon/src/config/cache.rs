@@ -57,6 +57,10 @@ pub struct FuseConfig {
     pub negative_timeout: u64,
     /// Logs every request.
     pub log_fuse_operations: bool,
+    /// Ours: files of at least so many bytes are read by the kernel itself once their layer is complete and proven
+    /// (Linux 6.9); empty or zero: none. Each takes its bytes on disk a second time, and in views that have one every
+    /// open is a message.
+    pub passthrough_min_file_size: ByteSize,
 }
 
 impl FuseConfig {

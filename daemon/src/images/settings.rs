@@ -63,7 +63,9 @@ impl ImageLayers {
         let views = root.join("views");
         let mut options = MountOptions::new(root);
         options.log_operations = config.fuse.log_fuse_operations || config.debug;
+        let large = config.fuse.passthrough_min_file_size.bytes;
         let views = Views::start_kept(&views, options, runtime, keeper)
+            .map(|views| views.passing_through((large > 0).then_some(large)))
             .with_context(|| format!("cannot prepare {}", views.display()))?;
         let sources = Sources {
             registry,

@@ -24,12 +24,12 @@ impl KeptZtoc {
     /// than `limit`.
     pub(crate) fn open(path: &Path, len: Option<u64>, limit: u64) -> io::Result<(Self, Vec<u8>)> {
         let mut file = File::options().read(true).write(true).open(path)?;
-        let size = match len {
-            Some(len) => len,
-            None => file.metadata()?.len(),
-        };
+        let held = file.metadata()?.len();
+        let size = len.unwrap_or(held);
         let mut bytes = Vec::new();
         if size <= limit {
+            // In one piece: one of many files has tens of megabytes.
+            bytes.reserve_exact(usize::try_from(size.min(held)).unwrap_or_default());
             (&mut file).take(size).read_to_end(&mut bytes)?;
         }
         let kept = Self {

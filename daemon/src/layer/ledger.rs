@@ -1,6 +1,7 @@
 //! How much the layers on this node take on disk, and what goes when that is too much.
 //!
-//! Counted are the plain bytes of the spans that are there, over all layers, open or not. Used is measured by
+//! Counted are the plain bytes of the spans that are there, and of files made of them (see [`super::own_files`]), over
+//! all layers, open or not. Used is measured by
 //! a clock that ticks with every span stored. Neighbouring spans go together ([`GROUP`]): what was
 //! read last of a group keeps all of it.
 
@@ -18,6 +19,7 @@ use ztoc::{Digest, SpanId};
 
 use super::Layer;
 use super::counters::add;
+use super::own_files;
 
 /// Spans whose use is told together: 32 MiB at the usual span size.
 pub(crate) const GROUP: u32 = 8;
@@ -66,6 +68,8 @@ struct Closed {
 enum Victim {
     Closed(Digest, u64),
     Group(Arc<Layer>, SpanId),
+    /// A file made of spans, by its position.
+    OwnFile(Arc<Layer>, u64),
 }
 
 impl Ledger {
@@ -218,6 +222,7 @@ impl Ledger {
             freed += match victim {
                 Victim::Closed(digest, bytes) => self.empty(&digest, bytes),
                 Victim::Group(layer, first) => layer.evict_group(first),
+                Victim::OwnFile(layer, at) => layer.evict_own_file(at),
             };
         }
         freed
@@ -237,6 +242,8 @@ impl Ledger {
             victims.extend(
                 groups.map(|(first, used)| (used, Victim::Group(Arc::clone(&layer), first))),
             );
+            let files = layer.own_files.idle().into_iter();
+            victims.extend(files.map(|(at, used)| (used, Victim::OwnFile(Arc::clone(&layer), at))));
         }
         victims.sort_by_key(|(used, _)| *used);
         victims.into_iter().map(|(_, victim)| victim).collect()
@@ -248,6 +255,7 @@ impl Ledger {
         let name = |victim: Victim| match victim {
             Victim::Closed(digest, _) => (digest, 0),
             Victim::Group(layer, first) => (layer.digest, first.0),
+            Victim::OwnFile(layer, _) => (layer.digest, u32::MAX),
         };
         self.victims().into_iter().map(name).collect()
     }
@@ -266,6 +274,8 @@ impl Ledger {
                 tracing::warn!(layer = %digest, file, "cannot delete from the layer cache: {error}");
             }
         }
+        // Mostly there are none.
+        let _ = fs::remove_dir_all(dir.join(own_files::DIRECTORY));
         tracing::debug!(layer = %digest, bytes, "the spans of a layer that is not in use made room");
         self.less(bytes);
         bytes
@@ -286,7 +296,7 @@ fn on_disk(root: &Path) -> HashMap<Digest, Closed> {
         let age = data.modified().ok().and_then(|time| time.elapsed().ok());
         let age = age.map_or(0, |age| i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
         let closed = Closed {
-            bytes: data.blocks() * 512,
+            bytes: data.blocks() * 512 + own_files::on_disk(&entry.path()),
             used: -age,
         };
         found.insert(digest, closed);

@@ -224,6 +224,7 @@ impl Layer {
         if let Err(error) = fs::write(proof.dir.join(file), text) {
             tracing::warn!(layer = %self.digest, file, "cannot note what the layer is: {error}");
         }
+        self.make_own_files();
     }
 
     /// Compares the digest of all bytes with the one expected.

@@ -32,6 +32,7 @@ mod fill;
 mod flights;
 mod interleavings;
 mod model;
+mod own_files;
 mod power_cut;
 mod proof;
 

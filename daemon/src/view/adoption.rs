@@ -25,6 +25,7 @@ struct Left {
     offer: KernelOffer,
     layers: Vec<LazyLayer>,
     below: Vec<PathBuf>,
+    passthrough: Option<u64>,
 }
 
 /// Why a view cannot be adopted.
@@ -117,6 +118,7 @@ fn look(path: &Path, device: Option<OwnedFd>) -> Result<Left, NotAdopted> {
         device: device.ok_or(NotAdopted::NotKept)?,
         offer: record.offer()?,
         layers: record.layers()?,
+        passthrough: record.passthrough(),
         below: record.below,
     })
 }
@@ -168,10 +170,12 @@ fn take_over(shared: &Shared, left: Left, layers: Vec<fuse::Layer>) -> io::Resul
         device,
         offer,
         below,
+        passthrough,
         ..
     } = left;
     let view = View::new(layers, !below.is_empty()).with_lower(&below)?;
-    fuse::adopt(view, &path, device, offer, &shared.options)
+    let options = shared.options_at(&path, passthrough);
+    fuse::adopt(view, &path, device, offer, &options)
 }
 
 fn give_up(shared: &Shared, path: &Path, why: &NotAdopted) {

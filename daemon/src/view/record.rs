@@ -18,7 +18,9 @@ use crate::snapshot::images::LazyLayer;
 /// serve the kernel wrongly: another meaning of a field, and as well another way of numbering nodes,
 /// ordering directories or merging layers, since the kernel remembers what it was told. A daemon adopts
 /// records of its own version and of the one before.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// Of a view in which nothing is passed through: served as before there was that.
+const WITHOUT_PASSTHROUGH: u32 = 1;
 /// Largest record read, in bytes: 1000 layers have some 300 KiB.
 const LARGEST: u64 = 4 << 20;
 
@@ -34,6 +36,10 @@ pub(super) struct ViewRecord {
     layers: Vec<RecordedLayer>,
     /// The lower directories it was merged above, nearest first.
     pub(super) below: Vec<PathBuf>,
+    /// Files of at least so many bytes are counted when they are opened, and may be read by the kernel itself. Since
+    /// version 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    passthrough: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,12 +80,31 @@ impl ViewRecord {
             image: layer.image.to_string(),
         };
         Self {
-            version: VERSION,
+            version: WITHOUT_PASSTHROUGH,
+            passthrough: None,
             offer: offer.to_string(),
             device_number,
             layers: layers.iter().map(recorded).collect(),
             below: below.to_owned(),
         }
+    }
+
+    /// The same for a view in which files of at least so many bytes are passed through. A daemon that does not know
+    /// of that would not tell the kernel which backing file it reads from, and opens would fail.
+    pub(super) fn passing_through(self, passthrough: Option<u64>) -> Self {
+        let version = match passthrough {
+            Some(_) => VERSION,
+            None => WITHOUT_PASSTHROUGH,
+        };
+        Self {
+            version,
+            passthrough,
+            ..self
+        }
+    }
+
+    pub(super) fn passthrough(&self) -> Option<u64> {
+        self.passthrough
     }
 
     pub(super) fn offer(&self) -> Result<KernelOffer, RecordError> {
@@ -121,7 +146,7 @@ impl ViewRecord {
         let damaged = |error: serde_json::Error| RecordError::Damaged(error.to_string());
         let Versioned { version } = serde_json::from_slice(text).map_err(damaged)?;
         match version {
-            VERSION => serde_json::from_slice(text).map_err(damaged),
+            WITHOUT_PASSTHROUGH | VERSION => serde_json::from_slice(text).map_err(damaged),
             0 => Err(RecordError::Damaged("there was never version 0".to_owned())),
             found => Err(RecordError::Newer { found }),
         }
@@ -132,7 +157,7 @@ impl ViewRecord {
 #[cfg(any(test, fuzzing))]
 pub(crate) fn probe(bytes: &[u8]) {
     if let Ok(record) = ViewRecord::parse(bytes) {
-        assert_eq!(record.version, VERSION);
+        assert!((WITHOUT_PASSTHROUGH..=VERSION).contains(&record.version));
         let _ = (record.offer(), record.layers());
     }
 }
@@ -177,10 +202,21 @@ mod tests {
     }
 
     #[test]
+    fn only_a_view_with_passthrough_needs_a_daemon_that_knows_it() {
+        let record = ViewRecord::parse(FIRST.as_bytes()).unwrap();
+        assert_eq!((record.version, record.passthrough()), (1, None));
+        assert_eq!(record.clone().passing_through(None), record);
+        let through = record.passing_through(Some(1 << 20));
+        let text = serde_json::to_vec(&through).unwrap();
+        assert_eq!(ViewRecord::parse(&text).unwrap(), through);
+        assert_eq!((through.version, through.passthrough()), (2, Some(1 << 20)));
+    }
+
+    #[test]
     fn a_newer_record_is_refused_with_what_to_do() {
-        let text = r#"{"version": 2, "something": "new"}"#;
+        let text = r#"{"version": 3, "something": "new"}"#;
         let error = ViewRecord::parse(text.as_bytes()).unwrap_err();
-        assert!(matches!(error, RecordError::Newer { found: 2 }));
+        assert!(matches!(error, RecordError::Newer { found: 3 }));
         assert!(error.to_string().contains("newer version"), "{error}");
     }
 

@@ -17,6 +17,11 @@ pub(super) fn record_path(path: &Path) -> PathBuf {
     path.with_extension("json")
 }
 
+/// Where it is written down how the large files of the view mounted at `path` are open.
+pub(super) fn opens_path(path: &Path) -> PathBuf {
+    path.with_extension("opens")
+}
+
 /// The name under which the descriptor of the view mounted at `path` is kept.
 pub(super) fn kept_name(path: &Path) -> String {
     let number = path.file_name().unwrap_or_default().to_string_lossy();
@@ -41,11 +46,15 @@ pub(super) fn unmount(path: &Path) -> bool {
     unmounted.count() > 0
 }
 
-/// Removes the mount point of a view that is unmounted, and its record.
+/// Removes the mount point of a view that is unmounted, and its records.
 pub(super) fn remove(path: &Path) {
-    let record = record_path(path);
-    let removed = [fs::remove_file(&record), fs::remove_dir(path)];
-    for (what, removed) in [&record, path].into_iter().zip(removed) {
+    let (record, opens) = (record_path(path), opens_path(path));
+    let removed = [
+        fs::remove_file(&record),
+        fs::remove_file(&opens),
+        fs::remove_dir(path),
+    ];
+    for (what, removed) in [&record, &opens, path].into_iter().zip(removed) {
         match removed {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 tracing::warn!(path = %what.display(), "cannot remove what is left of a view: {error}");

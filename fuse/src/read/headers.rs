@@ -1,12 +1,15 @@
 //! The first read of a file, with the headers in front of it.
 
 use std::ops::Range;
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use ztoc::UncompressedOffset;
 
 use super::{Answer, exactly, exactly_in};
 use crate::error::Error;
-use crate::merge::Layer;
+use crate::inode::Node;
+use crate::merge::{Layer, View};
 use crate::reader::Reader;
 use crate::tree::{Headers, InodeIndex};
 
@@ -66,6 +69,26 @@ pub(super) fn before(
     exactly(&*layer.content, headers, reader, move |bytes| {
         then(bytes.and_then(|bytes| look(&own, inode, data, bytes)));
     });
+}
+
+impl View {
+    /// What `then` gives, told whether the headers in front of `data`, where the bytes of `node` begin, are its own, if
+    /// that is known at once. Else it is told later, and what it gives is dropped.
+    pub(crate) fn judged<T: Send + 'static>(
+        &self,
+        node: Node,
+        data: UncompressedOffset,
+        then: impl FnOnce(bool) -> Option<T> + Send + 'static,
+    ) -> Option<T> {
+        let given = Arc::new(Mutex::new(None));
+        let to = Arc::clone(&given);
+        let nobody = Reader::UNKNOWN;
+        before(self.layer(node), node.inode, data, nobody, move |right| {
+            let made = then(right.is_ok());
+            *to.lock() = made;
+        });
+        given.lock().take()
+    }
 }
 
 fn look(

@@ -1,9 +1,12 @@
 //! Applies a layer's members one after another, as containerd's unpacker does.
 
+use std::thread;
+
 use ztoc::{Entry, EntryKind, Toc};
 
 use super::children::Children;
 use super::finish;
+use super::headers::HeaderCheck;
 use super::left_out::{LeftOut, Reason};
 use super::name::{self, Base, PATH_MAX};
 use super::{LayerTree, Metadata};
@@ -18,6 +21,9 @@ const MAX_LINK_HOPS: u32 = 40;
 /// components would otherwise make a small table of contents a huge tree.
 const IMPLIED_PER_ENTRY: usize = 4;
 const IMPLIED_AT_LEAST: usize = 1 << 16;
+
+/// Entries from which on a second thread pays.
+const MANY: usize = 10_000;
 
 const FILE_CAPABILITIES: &[u8] = b"security.capability";
 
@@ -69,17 +75,27 @@ pub(super) struct Builder<'t> {
     number: u32,
 }
 
-/// Builds the tree of `entries`; `toc`, of which they are, tells where their headers lie.
+/// Builds the tree of `entries`; `toc`, of which they are, tells where their headers lie. Of many, another thread sees
+/// to the headers meanwhile; it ends before this returns.
 pub(super) fn build(entries: &[Entry], toc: Option<&Toc>) -> LayerTree {
-    let mut builder = Builder::new(entries.len());
-    for (number, entry) in (0..).zip(entries) {
-        builder.number = number;
-        if let Err(reason) = builder.apply(entry) {
-            builder.left_out.add(reason, &entry.name);
+    let many = toc.filter(|toc| toc.entries().len() >= MANY);
+    thread::scope(|scope| {
+        let checks = many.and_then(|toc| {
+            let thread = thread::Builder::new().name("headers".to_owned());
+            thread.spawn_scoped(scope, || HeaderCheck::all(toc)).ok()
+        });
+        let mut builder = Builder::new(entries.len());
+        for (number, entry) in (0..).zip(entries) {
+            builder.number = number;
+            if let Err(reason) = builder.apply(entry) {
+                builder.left_out.add(reason, &entry.name);
+            }
         }
-    }
-    builder.settle_links();
-    finish::finish(builder, toc)
+        builder.settle_links();
+        // What a thread that failed has not done is done as for few.
+        let checks = checks.and_then(|checks| checks.join().ok());
+        finish::finish(builder, toc, checks.as_deref())
+    })
 }
 
 impl<'t> Builder<'t> {

@@ -16,12 +16,18 @@ use super::{
     device_number,
 };
 
-pub(super) fn finish(builder: Builder<'_>, toc: Option<&Toc>) -> LayerTree {
+/// Lays out what `builder` has made of the entries of `toc`; `checks` are those of their headers, if they are known.
+pub(super) fn finish(
+    builder: Builder<'_>,
+    toc: Option<&Toc>,
+    checks: Option<&[HeaderCheck]>,
+) -> LayerTree {
     let (drafts, left_out) = builder.into_parts();
     let mut layout = Layout {
         numbers: vec![None; drafts.len()],
         drafts: &drafts,
         toc,
+        checks,
         headers: Vec::with_capacity(drafts.len()),
         inodes: Vec::with_capacity(drafts.len()),
         dirents: Vec::with_capacity(drafts.len()),
@@ -43,6 +49,7 @@ pub(super) fn finish(builder: Builder<'_>, toc: Option<&Toc>) -> LayerTree {
 struct Layout<'b, 't> {
     drafts: &'b [Draft<'t>],
     toc: Option<&'b Toc>,
+    checks: Option<&'b [HeaderCheck]>,
     headers: Vec<HeaderCheck>,
     /// The number of each draft that has one.
     numbers: Vec<Option<InodeIndex>>,
@@ -194,8 +201,11 @@ impl<'t> Layout<'_, 't> {
     }
 
     fn header_check(&self, draft: &Draft<'_>) -> HeaderCheck {
-        match (&draft.body, self.toc) {
-            (DraftBody::File(_), Some(toc)) => HeaderCheck::of(toc, draft.number as usize),
+        let number = draft.number as usize;
+        let known = self.checks.and_then(|checks| checks.get(number));
+        match (&draft.body, self.toc, known) {
+            (DraftBody::File(_), Some(_), Some(known)) => known.to_be_made(),
+            (DraftBody::File(_), Some(toc), None) => HeaderCheck::of(toc, number),
             _ => HeaderCheck::unneeded(),
         }
     }

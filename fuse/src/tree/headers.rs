@@ -4,7 +4,7 @@
 //! front of its data are those of the entry that the file was made of: looked at once, with the first read.
 //! All that is kept of the entry for this is a fingerprint, under a key that nobody outside knows.
 
-use std::hash::{BuildHasher as _, RandomState};
+use std::hash::{BuildHasher as _, Hash as _, Hasher as _, RandomState};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -77,6 +77,26 @@ impl HeaderCheck {
         }
     }
 
+    /// For each entry of `toc`.
+    pub(super) fn all(toc: &Toc) -> Vec<Self> {
+        let numbers = 0..toc.entries().len();
+        numbers.map(|number| Self::of(toc, number)).collect()
+    }
+
+    /// The same check, not made yet.
+    pub(super) fn to_be_made(&self) -> Self {
+        let Self {
+            fingerprint,
+            blocks,
+            ..
+        } = *self;
+        Self {
+            fingerprint,
+            blocks,
+            passed: AtomicBool::new(false),
+        }
+    }
+
     pub(crate) fn state(&self) -> Headers {
         match self.blocks {
             _ if self.passed.load(Ordering::Relaxed) => Headers::Right,
@@ -104,10 +124,23 @@ fn is_plain(entry: &Entry) -> bool {
 /// Of all that a view shows of a file, but for its time.
 fn fingerprint(entry: &Entry) -> u32 {
     static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-    let identity = (&entry.name, entry.kind, entry.size, &entry.link);
-    let xattrs: Vec<_> = entry.xattrs().collect();
-    let hash = KEY.hash_one((identity, entry.mode, entry.uid, entry.gid, xattrs));
-    let [a, b, c, d, ..] = hash.to_le_bytes();
+    let mut hasher = KEY.build_hasher();
+    // With the lengths in front no two entries are the same bytes.
+    let numbers = [
+        entry.kind as u64,
+        entry.size,
+        entry.mode.cast_unsigned(),
+        u64::from(entry.uid) << 32 | u64::from(entry.gid),
+        entry.name.len() as u64,
+        entry.link.len() as u64,
+    ];
+    hasher.write(numbers.map(u64::to_ne_bytes).as_flattened());
+    hasher.write(&entry.name);
+    hasher.write(&entry.link);
+    if !entry.pax.is_empty() {
+        entry.xattrs().for_each(|xattr| xattr.hash(&mut hasher));
+    }
+    let [a, b, c, d, ..] = hasher.finish().to_le_bytes();
     u32::from_le_bytes([a, b, c, d])
 }
 
@@ -116,6 +149,7 @@ fn fingerprint(entry: &Entry) -> u32 {
 mod tests {
     use super::*;
     use crate::tree::sample::{directory, file};
+    use crate::tree::{InodeIndex, LayerTree};
     use ztoc::UncompressedOffset;
 
     fn at(offset: u64, entry: Entry) -> Entry {
@@ -152,6 +186,30 @@ mod tests {
         assert_eq!(state(&[at(700, file("a"))], 0), Headers::Impossible);
         assert_eq!(state(&[at(0, file("a"))], 0), Headers::Impossible);
         assert_eq!(state(&[at(MOST + 512, file("a"))], 0), Headers::Impossible);
+    }
+
+    #[test]
+    fn of_many_files_the_checks_are_the_same() {
+        let entries = (0..12_000).map(|number: u64| {
+            let size = number % 5 * 300;
+            at(
+                2048 * number + 512,
+                Entry {
+                    size,
+                    ..file(format!("{number:06}"))
+                },
+            )
+        });
+        let toc = Toc::new(entries.collect(), 1 << 30).unwrap();
+        let tree = LayerTree::new(toc.clone());
+        for (number, inode) in (0..12_000).zip(1..) {
+            let (ours, own) = (
+                tree.header_check(InodeIndex(inode)),
+                HeaderCheck::of(&toc, number),
+            );
+            assert_eq!(ours.state(), own.state(), "{number}");
+            assert_eq!(ours.fingerprint, own.fingerprint, "{number}");
+        }
     }
 
     #[test]

@@ -5,14 +5,14 @@ use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use fuse::content::{LayerContent, ReadReply};
-use fuse::{KernelOffer, Layer, LayerTree, MountOptions, View};
+use fuse::{KernelOffer, Layer, LayerTree, MountOptions, Session, View};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use tempfile::TempDir;
 use ztoc::UncompressedOffset;
@@ -55,9 +55,7 @@ impl LayerContent for Hoarder {
 #[test]
 #[ignore = "the process that the tests below start and kill"]
 fn server() {
-    let mountpoint = std::env::var(MOUNTPOINT).unwrap();
-    let parent = UnixDatagram::unbound().unwrap();
-    parent.connect(std::env::var(SOCKET).unwrap()).unwrap();
+    let (mountpoint, parent) = orders();
     let tar = tar();
     let toc = toc(&tar);
     let away = toc.entries().last().unwrap().offset.0;
@@ -73,7 +71,29 @@ fn server() {
     };
     let options = MountOptions::new("/");
     let view = View::new(vec![layer], false);
-    let session = fuse::mount(view, Path::new(&mountpoint), &options).unwrap();
+    let session = fuse::mount(view, &mountpoint, &options).unwrap();
+    serve(&session, &parent);
+}
+
+/// The server process, and what it gave away.
+pub(crate) struct Served {
+    server: Child,
+    pub(crate) device: OwnedFd,
+    pub(crate) offer: KernelOffer,
+    socket: UnixDatagram,
+    pub(crate) directory: TempDir,
+}
+
+/// What a server process is to do, by the environment it was started in: where to mount, and whom to tell.
+pub(crate) fn orders() -> (PathBuf, UnixDatagram) {
+    let mountpoint = std::env::var(MOUNTPOINT).unwrap();
+    let parent = UnixDatagram::unbound().unwrap();
+    parent.connect(std::env::var(SOCKET).unwrap()).unwrap();
+    (mountpoint.into(), parent)
+}
+
+/// Gives the parent what it needs to go on with `session`, and serves.
+pub(crate) fn serve(session: &Session, parent: &UnixDatagram) {
     let offer = session.offer().to_string();
     let descriptors = [session.descriptor().as_raw_fd()];
     let rights = [ControlMessage::ScmRights(&descriptors)];
@@ -83,17 +103,13 @@ fn server() {
     thread::sleep(Duration::from_secs(60));
 }
 
-/// The server process, and what it gave away.
-struct Served {
-    server: Child,
-    device: OwnedFd,
-    offer: KernelOffer,
-    socket: UnixDatagram,
-    directory: TempDir,
-}
-
 impl Served {
     fn start() -> Self {
+        Self::by("adoption::server")
+    }
+
+    /// Served by a process that runs the test `server`.
+    pub(crate) fn by(server: &str) -> Self {
         let directory = TempDir::new().unwrap();
         let (mountpoint, socket) = (
             directory.path().join("view"),
@@ -104,7 +120,7 @@ impl Served {
         ours.set_read_timeout(Some(Duration::from_secs(30)))
             .unwrap();
         let server = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "adoption::server", "--ignored"])
+            .args(["--exact", server, "--ignored"])
             .env(MOUNTPOINT, &mountpoint)
             .env(SOCKET, &socket)
             .stdout(Stdio::null())
@@ -120,11 +136,11 @@ impl Served {
         }
     }
 
-    fn path(&self) -> std::path::PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.directory.path().join("view")
     }
 
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.server.kill().unwrap();
         self.server.wait().unwrap();
     }

@@ -10,6 +10,7 @@ mod fidelity;
 mod layer;
 mod lifecycle;
 mod mounts;
+mod passthrough;
 mod security;
 mod stacked;
 mod walk;

@@ -21,9 +21,12 @@ impl MountedView {
     }
 
     pub(crate) fn serving(view: View) -> Self {
+        Self::with(view, &MountOptions::new(std::env::temp_dir()))
+    }
+
+    pub(crate) fn with(view: View, options: &MountOptions) -> Self {
         let directory = TempDir::new().unwrap();
-        let options = MountOptions::new(std::env::temp_dir());
-        let session = fuse::mount(view, directory.path(), &options).unwrap();
+        let session = fuse::mount(view, directory.path(), options).unwrap();
         Self { session, directory }
     }
 

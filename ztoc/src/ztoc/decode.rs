@@ -11,6 +11,9 @@ use crate::toc::{Entry, EntryKind, Timestamp, Toc};
 use crate::unit::UncompressedOffset;
 use crate::wire::{OffsetVector, Reader, Table};
 
+/// Entries that room is made for before they are seen: a vector may be said to be longer than it is.
+const RESERVED: usize = 1 << 18;
+
 pub(super) const GZIP: i8 = 1;
 pub(super) const UNCOMPRESSED: i8 = 2;
 
@@ -72,7 +75,7 @@ fn digests(texts: OffsetVector<'_, '_>) -> Result<Vec<Digest>, DecodeError> {
 }
 
 fn entries(tables: OffsetVector<'_, '_>) -> Result<Vec<Entry>, DecodeError> {
-    let mut entries = Vec::new();
+    let mut entries = Vec::with_capacity(tables.len().min(RESERVED));
     for (index, table) in tables.tables().enumerate() {
         let table = table?;
         let name = table.bytes(0)?.to_vec();
