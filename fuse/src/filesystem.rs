@@ -22,6 +22,7 @@ use crate::error::Error;
 use crate::explain::Inspection;
 use crate::merge::{Child, MergedDirectory, View};
 use crate::session::{KernelOffer, MountOptions};
+use crate::trace::ReadTrace;
 
 /// A view never changes: what the kernel has been told holds until it forgets. The largest time
 /// that is sure not to overflow in any kernel: 68 years.
@@ -249,12 +250,15 @@ impl Filesystem for ViewFilesystem {
         };
         let counters = Arc::clone(&self.counters);
         let reading = self.accesses.came(ino.0, offset, size);
+        let trace = ReadTrace::begin(&self.view, ino, offset, size);
+        let span = trace.span();
+        let _inside = span.enter();
         self.view.read(node, offset, size, move |outcome| {
             match outcome {
                 Ok(bytes) => {
                     counters.gave(bytes.len());
                     reply.data(bytes);
-                    reading.ended(false);
+                    trace.ended(reading.ended(false), false);
                 }
                 Err(error) => {
                     if error.is_failure() {
@@ -262,7 +266,7 @@ impl Filesystem for ViewFilesystem {
                     }
                     tracing::debug!(ino = ino.0, offset, size, %error, "read failed");
                     reply.error(error.into());
-                    reading.ended(true);
+                    trace.ended(reading.ended(true), true);
                 }
             }
             counters.answered_read();

@@ -17,6 +17,7 @@ mod inode;
 mod merge;
 mod read;
 mod session;
+mod trace;
 mod tree;
 mod xattr;
 
@@ -28,4 +29,5 @@ pub use crate::session::{
     KernelOffer, MountOptions, OfferError, Session, adopt, detach, device_number_at,
     kernel_resends, mount,
 };
+pub use crate::trace::{READ, READ_PATH, TRACE};
 pub use crate::tree::LayerTree;
