@@ -125,36 +125,34 @@ fn a_converted_image_of_many_platforms_is_pushed_and_runs_lazily_on_each_that_wa
         .call(&[&fetch[..], &[&reference]].concat())
         .unwrap();
     let [this, other] = [architecture(), other_architecture()].map(|it| format!("linux/{it}"));
-    for (tag, flags, lazy) in [
+    let forms = [
         ("default", &[][..], 3),
         ("this", &["--platform", &this][..], 3),
         ("other", &["--platform", &other], 0),
         ("all", &["--all-platforms"], 3),
-    ] {
-        let converted = host.registry.reference(&format!("multi:{tag}"));
-        soci.call(
-            &[
-                &["convert"],
-                &SMALL_SPANS[..],
-                flags,
-                &[&reference, &converted],
-            ]
-            .concat(),
-        )
-        .unwrap();
+    ];
+    let converted = |tag: &str| host.registry.reference(&format!("multi:{tag}"));
+    for (tag, flags, _) in forms {
+        let convert = [&["convert"], &SMALL_SPANS[..], flags].concat();
+        soci.call(&[&convert[..], &[&reference, &converted(tag)]].concat())
+            .unwrap();
         // containerd pushes all of it, without knowing what a SOCI index is.
         host.ctr()
-            .call(&["images", "push", "--plain-http", &converted])
+            .call(&["images", "push", "--plain-http", &converted(tag)])
             .unwrap();
-        host.ctr().call(&["images", "remove", &converted]).unwrap();
-        let pulled = soci.rpull(&converted).unwrap();
-        assert!(
-            pulled.contains(&format!("3 layers, {lazy} lazy")),
-            "{tag}: {pulled}"
-        );
-        let output = host.ctr().run(Run::shell(&converted, tag, "cat /tiny"));
+    }
+    for image in host.ctr().images().unwrap() {
+        host.ctr().remove_image(&image).unwrap();
+    }
+    for (tag, _, lazy) in forms {
+        let pulled = soci.rpull(&converted(tag)).unwrap();
+        let expected = format!("3 layers, {lazy} lazy");
+        assert!(pulled.contains(&expected), "{tag}: {pulled}");
+        let output = host
+            .ctr()
+            .run(Run::shell(&converted(tag), tag, "cat /tiny"));
         assert_eq!(output.unwrap(), architecture(), "{tag}");
-        host.ctr().remove_image(&converted).unwrap();
+        host.ctr().remove_image(&converted(tag)).unwrap();
     }
     host.finish().unwrap();
 }
@@ -322,6 +320,7 @@ fn what_registries_are_asked_can_be_followed_without_the_secrets() {
         );
         assert!(said.contains(&registry.host()), "{said}");
         assert!(!said.contains("pass-word"), "{said}");
+        assert!(!said.contains('\x1b'), "it is no terminal: {said}");
     }
     let quiet = pushing.push(&["--user", "robot:pass-word"], &name).unwrap();
     assert!(!quiet.contains("status="), "{quiet}");

@@ -41,6 +41,7 @@ use clap::error::ErrorKind;
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
 use crate::options::{Cli, Command};
+use crate::paint::Paint;
 
 fn main() -> ExitCode {
     let matches = Cli::command().try_get_matches();
@@ -111,6 +112,7 @@ fn run(cli: Cli, traces_http: bool) -> Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(level))
         .with_writer(std::io::stderr)
+        .with_ansi(Paint::of_stderr().is_on())
         .init();
     // The first provider set wins, and only this program sets one.
     let _ = rustls::crypto::ring::default_provider().install_default();
