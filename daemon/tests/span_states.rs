@@ -58,6 +58,10 @@ mod schedule {
         }
 
         pub(crate) fn promote(&self, _: Lane) {}
+
+        pub(crate) fn is_withdrawn(&self) -> bool {
+            false
+        }
     }
 }
 

@@ -4,15 +4,16 @@ use std::ops::Range;
 
 use ztoc::UncompressedOffset;
 
+use crate::reader::Reader;
+
 /// The uncompressed tar of one layer, readable at any position.
 pub trait LayerContent: Send + Sync + 'static {
     /// Reads `range`. What is local is answered before this returns, on the calling FUSE thread;
     /// for anything else `reply` moves elsewhere and this returns at once: it never waits for a
     /// network, a runtime or a lock held over I/O.
     ///
-    /// Every reply must come in the end. A reader that is killed while it waits ends at once, but
-    /// its request is not withdrawn (fuser knows no FUSE_INTERRUPT): the pages stay locked, and
-    /// whoever wants them waits, until the reply comes.
+    /// Every reply must come in the end, also one whose [reader](ReadReply::reader) is gone: until then
+    /// the pages stay locked, and whoever wants them waits.
     fn read(&self, range: Range<UncompressedOffset>, reply: ReadReply);
 
     /// [`read`](Self::read), and a hint: `range` lies in a file whose bytes are `file`, of which more
@@ -35,7 +36,10 @@ pub trait LayerContent: Send + Sync + 'static {
 }
 
 /// The answer to one read, given exactly once; dropping it unanswered answers [`ReadError::Unavailable`].
-pub struct ReadReply(Option<Answer>);
+pub struct ReadReply {
+    answer: Option<Answer>,
+    reader: Reader,
+}
 
 type Answer = Box<dyn FnOnce(Result<&[u8], ReadError>) + Send>;
 
@@ -55,19 +59,34 @@ pub enum ReadError {
 impl ReadReply {
     /// A reply that ends in `answer`.
     pub fn new(answer: impl FnOnce(Result<&[u8], ReadError>) + Send + 'static) -> Self {
-        Self(Some(Box::new(answer)))
+        Self {
+            answer: Some(Box::new(answer)),
+            reader: Reader::UNKNOWN,
+        }
+    }
+
+    /// The same, for `reader`.
+    #[must_use]
+    pub fn wanted_by(mut self, reader: Reader) -> Self {
+        self.reader = reader;
+        self
+    }
+
+    /// Who waits for it.
+    pub fn reader(&self) -> Reader {
+        self.reader
     }
 
     /// Answers with exactly the bytes asked for.
     pub fn data(mut self, bytes: &[u8]) {
-        if let Some(answer) = self.0.take() {
+        if let Some(answer) = self.answer.take() {
             answer(Ok(bytes));
         }
     }
 
     /// Answers with a failure.
     pub fn error(mut self, error: ReadError) {
-        if let Some(answer) = self.0.take() {
+        if let Some(answer) = self.answer.take() {
             answer(Err(error));
         }
     }
@@ -75,7 +94,7 @@ impl ReadReply {
 
 impl Drop for ReadReply {
     fn drop(&mut self) {
-        if let Some(answer) = self.0.take() {
+        if let Some(answer) = self.answer.take() {
             answer(Err(ReadError::Unavailable));
         }
     }
@@ -83,6 +102,9 @@ impl Drop for ReadReply {
 
 impl std::fmt::Debug for ReadReply {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("ReadReply").field(&self.0.is_some()).finish()
+        f.debug_struct("ReadReply")
+            .field("open", &self.answer.is_some())
+            .field("reader", &self.reader)
+            .finish()
     }
 }

@@ -12,6 +12,7 @@ use crate::access::AccessLog;
 use crate::counters::Counters;
 use crate::inode::Node;
 use crate::merge::{Child, View};
+use crate::reader::Reader;
 use crate::tree::{Body, InodeIndex, LayerTree, SparseFile, components};
 
 /// The kernel gives up after as many symbolic links.
@@ -145,7 +146,7 @@ impl View {
         answer: impl FnOnce(Result<&[u8], String>) + Send + 'static,
     ) {
         match self.node(INodeNo(ino)) {
-            Ok(node) => self.read(node, position, len, move |outcome| {
+            Ok(node) => self.read(node, position, len, Reader::UNKNOWN, move |outcome| {
                 answer(outcome.map_err(|error| error.to_string()));
             }),
             Err(error) => answer(Err(error.to_string())),

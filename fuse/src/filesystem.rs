@@ -21,6 +21,7 @@ use crate::counters::{Counters, Operation};
 use crate::error::Error;
 use crate::explain::Inspection;
 use crate::merge::{Child, MergedDirectory, View};
+use crate::reader::Reader;
 use crate::session::{KernelOffer, MountOptions};
 use crate::trace::ReadTrace;
 
@@ -231,7 +232,7 @@ impl Filesystem for ViewFilesystem {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -250,10 +251,11 @@ impl Filesystem for ViewFilesystem {
         };
         let counters = Arc::clone(&self.counters);
         let reading = self.accesses.came(ino.0, offset, size);
+        let reader = Reader::new(request.pid());
         let trace = ReadTrace::begin(&self.view, ino, offset, size);
         let span = trace.span();
         let _inside = span.enter();
-        self.view.read(node, offset, size, move |outcome| {
+        self.view.read(node, offset, size, reader, move |outcome| {
             match outcome {
                 Ok(bytes) => {
                     counters.gave(bytes.len());

@@ -16,6 +16,7 @@ mod filesystem;
 mod inode;
 mod merge;
 mod read;
+mod reader;
 mod session;
 mod trace;
 mod tree;
@@ -25,6 +26,7 @@ pub use crate::access::{Access, AccessLog, Record};
 pub use crate::counters::{Counters, Operation};
 pub use crate::explain::{Inspection, Origin};
 pub use crate::merge::{Layer, View};
+pub use crate::reader::Reader;
 pub use crate::session::{
     KernelOffer, MountOptions, OfferError, Session, adopt, detach, device_number_at,
     kernel_resends, mount,

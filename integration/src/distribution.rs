@@ -63,6 +63,19 @@ impl DockerRegistry {
         Self::start_as(dir, registry, link.far_address(), link.near_address(), "")
     }
 
+    /// Starts one on what another kept in `dir`, by TLS with `certificate` and `key`, and only for those whom the file
+    /// `users` (htpasswd, bcrypt) names.
+    pub fn start_private(dir: &Path, certificate: &Path, key: &Path, users: &Path) -> Result<Self> {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+        let more = format!(
+            "  tls: {{certificate: \"{}\", key: \"{}\"}}\nauth: {{htpasswd: {{realm: private, path: \"{}\"}}}}\n",
+            certificate.display(),
+            key.display(),
+            users.display()
+        );
+        Self::start_as(dir, command("docker-registry"), address, address, &more)
+    }
+
     fn start_as(
         dir: &Path,
         mut registry: Command,
@@ -161,7 +174,8 @@ log: {{level: info, formatter: json, accesslog: {{disabled: true}}}}
 storage:
   filesystem: {{rootdirectory: \"{}/data\"}}
   delete: {{enabled: true}}
-http: {{addr: \"{listen}\"}}
+http:
+  addr: \"{listen}\"
 ",
         dir.display()
     )

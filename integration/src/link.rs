@@ -79,8 +79,8 @@ impl Link {
 
     fn connect(&self, near: Ipv4Addr, shape: Shape) -> Result<()> {
         let ns = self.namespace.as_str();
-        let number = u32::from(near) % (1 << 16);
-        let (here, there) = (format!("span{number}"), format!("span{number}f"));
+        let here = device(near);
+        let there = format!("{here}f");
         ip(&[
             "link", "add", &here, "type", "veth", "peer", "name", &there, "netns", ns,
         ])?;
@@ -132,6 +132,11 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
+        // With the namespace it would go some time later, and its name with it, which the next link takes.
+        let near = Ipv4Addr::from(u32::from(self.far) - 1);
+        let _ = command("ip")
+            .args(["link", "delete", &device(near)])
+            .output();
         remove(&self.namespace);
     }
 }
@@ -147,6 +152,11 @@ fn addresses() -> (Ipv4Addr, Ipv4Addr) {
     let number = (std::process::id() << 2) & 0xffff;
     let base = u32::from(Ipv4Addr::new(10, 203, 0, 0)) | number;
     (Ipv4Addr::from(base | 1), Ipv4Addr::from(base | 2))
+}
+
+/// The near end of the link of that address.
+fn device(near: Ipv4Addr) -> String {
+    format!("span{}", u32::from(near) % (1 << 16))
 }
 
 fn ip(arguments: &[&str]) -> Result<String> {

@@ -1,9 +1,9 @@
 //! Builds a zTOC in one pass over a layer blob.
 //!
-//! The calling thread reads and inflates; two others hash: one what is compressed (blob and spans),
-//! one what is plain (diff ID, gzip's checksums), and scans the tar. Bounded channels between them
-//! carry pieces of about a megabyte, so that memory is bounded too: by a few of these, the part of
-//! a deflate block that is being read, the checkpoints and the table of contents.
+//! The calling thread reads and inflates; another one hashes what is plain (diff ID, gzip's checksums) and scans the tar;
+//! what is compressed (blob and spans) is hashed by whichever is ahead. Bounded queues between them carry pieces of a
+//! quarter of a megabyte, so that memory is bounded too: by a few of these, the part of a deflate block that is being
+//! read, the checkpoints and the table of contents.
 
 mod compact;
 mod compressed;
@@ -171,7 +171,7 @@ pub fn sniff(head: &[u8]) -> LayerFormat {
 }
 
 /// Reads the whole layer from `layer`. Memory is bounded by a few megabytes, the checkpoints and the
-/// table of contents. Starts two threads, which end before it returns.
+/// table of contents. Starts a thread, which ends before it returns.
 ///
 /// `layer` is read once, from its first byte to its last, so that it may be a pipe or a download:
 /// for a layer that is being pulled, give it a reader that waits for the next chunk, and run
@@ -225,7 +225,7 @@ pub fn build(
 }
 
 /// Like [`build`], and finds in the same pass what a compact zTOC with spans of about `compact` bytes needs: see
-/// [`Built::encode_compact`]. A third thread looks for its checkpoints; memory for an eighth of a span more is
+/// [`Built::encode_compact`]. Another thread looks for its checkpoints; memory for an eighth of a span more is
 /// needed.
 ///
 /// # Errors

@@ -18,9 +18,13 @@ use super::counters::add;
 use super::decode::Scratch;
 use super::engine::LOG_INTERVAL;
 use super::link::Passage;
+use super::pending::PendingRead;
 use super::schedule::{Lane, Ticket, compressed};
 use super::source::{FetchError, Sources};
 use crate::traces::{self, step};
+
+/// How often it is looked whether those who wait for a request are still there.
+const LOOK: Duration = Duration::from_millis(500);
 
 type Decoder<'s> = SpanDecoder<&'s [u8], &'s mut SpanBuffer>;
 
@@ -92,8 +96,17 @@ impl Run {
         last.span.0.checked_add(1) == Some(span.0) && compressed(table, &longer).byte_len() <= limit
     }
 
-    /// Gets the spans; those whose bytes are wrong again, one by one.
+    /// Gets the spans, unless everybody for whom that was begun is killed meanwhile.
     pub(crate) async fn fetch(self, layer: &Arc<Layer>) {
+        let (spans, ticket) = (self.spans(), Arc::clone(&self.ticket));
+        let get = std::pin::pin!(self.get(layer));
+        let abandoned = std::pin::pin!(abandoned(layer, spans, &ticket));
+        // What was not got is dropped here, and lands with that.
+        futures::future::select(get, abandoned).await;
+    }
+
+    /// Gets the spans; those whose bytes are wrong again, one by one.
+    async fn get(self, layer: &Arc<Layer>) {
         let retries = layer.engine.options.verification_retries;
         let (ticket, trace) = (Arc::clone(&self.ticket), self.trace.clone());
         let step = self.step(layer, 0);
@@ -112,6 +125,29 @@ impl Run {
                 layer = %layer.digest, span = %landing.span, attempts = u64::from(retries) + 1,
                 "the sources do not give the bytes that the zTOC describes; the reads of this span fail"
             );
+        }
+    }
+}
+
+/// Ends when a request that was begun for readers has none of them left, and lets go of each that is killed: else its
+/// thread waits for the answer before it ends, and its container with it.
+async fn abandoned(layer: &Layer, spans: Range<SpanId>, ticket: &Ticket) {
+    let for_readers = ticket.lane() == Lane::Demand;
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let (mut gone, mut left) = (0, 0);
+        for span in (spans.start.0..spans.end.0).map(SpanId) {
+            let (released, waiting) = layer.release_gone(span);
+            gone += released;
+            left += waiting;
+        }
+        if for_readers && gone > 0 && left == 0 {
+            ticket.withdraw();
+            tracing::debug!(
+                layer = %layer.digest, first = %spans.start, end = %spans.end,
+                "a fetch is given up, its readers were killed"
+            );
+            return;
         }
     }
 }
@@ -221,6 +257,20 @@ async fn decode(
     }
     again.sort_by_key(|landing| landing.span);
     again
+}
+
+impl Layer {
+    /// Lets go of those who wait for `span` and are killed. Answers how many these are, and how many wait on.
+    fn release_gone(&self, span: SpanId) -> (usize, usize) {
+        let mut gone: Vec<Arc<PendingRead>> = self.flights.waiting(span);
+        gone.retain(|read| read.is_abandoned());
+        let stays = |read: &Arc<PendingRead>| !gone.iter().any(|other| Arc::ptr_eq(read, other));
+        let left = self.flights.retain_waiting(span, stays);
+        for read in &gone {
+            read.fail(ReadError::Interrupted);
+        }
+        (gone.len(), left)
+    }
 }
 
 impl Landing {
@@ -391,8 +441,16 @@ impl Landing {
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        if !self.landed {
-            for read in self.layer.flights.finish(self.span, false) {
+        if self.landed {
+            return;
+        }
+        let given_up = self.layer.flights.is_withdrawn(self.span);
+        for read in self.layer.flights.finish(self.span, false) {
+            if given_up {
+                // It came when the last look had been taken.
+                let next = SpanId(self.span.0 + 1);
+                self.layer.want(self.span..next, Some(&read), Lane::Demand);
+            } else {
                 read.fail(ReadError::Unavailable);
             }
         }

@@ -188,6 +188,34 @@ impl<W> Flights<W> {
         flight.map_or_else(Vec::new, |flight| std::mem::take(&mut flight.waiters))
     }
 
+    /// Those who wait for a span in flight, and go on waiting.
+    pub(crate) fn waiting(&self, span: SpanId) -> Vec<W>
+    where
+        W: Clone,
+    {
+        let flying = self.flying.lock();
+        flying
+            .get(&span)
+            .map_or_else(Vec::new, |flight| flight.waiters.clone())
+    }
+
+    /// Lets go of those who wait for `span` and whom `stays` does not name. Answers how many are left.
+    pub(crate) fn retain_waiting(&self, span: SpanId, stays: impl Fn(&W) -> bool) -> usize {
+        let mut flying = self.flying.lock();
+        flying.get_mut(&span).map_or(0, |flight| {
+            flight.waiters.retain(stays);
+            flight.waiters.len()
+        })
+    }
+
+    /// Whether the flight of `span` is about to be given up.
+    pub(crate) fn is_withdrawn(&self, span: SpanId) -> bool {
+        let flying = self.flying.lock();
+        flying
+            .get(&span)
+            .is_some_and(|flight| flight.ticket.is_withdrawn())
+    }
+
     /// Ends a flight and returns who still waits.
     pub(crate) fn finish(&self, span: SpanId, present: bool) -> Vec<W> {
         let mut flying = self.flying.lock();

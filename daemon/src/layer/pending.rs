@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use fuse::Reader;
 use fuse::content::{ReadError, ReadReply};
 use parking_lot::Mutex;
 use tracing::Span;
@@ -98,6 +99,12 @@ impl PendingRead {
         }
     }
 
+    /// Whether nobody wants it any more: it is answered, or who reads was killed. Asks the kernel.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        let reader = self.gathered.lock().reply.as_ref().map(ReadReply::reader);
+        reader.is_none_or(Reader::is_gone)
+    }
+
     /// Answers with a failure, unless answered already.
     pub(crate) fn fail(&self, error: ReadError) {
         let mut gathered = self.gathered.lock();
@@ -105,7 +112,9 @@ impl PendingRead {
         gathered.bytes = Vec::new();
         drop(gathered);
         if let Some(reply) = reply {
-            add(&self.counters.failed_reads, 1);
+            if error == ReadError::Unavailable {
+                add(&self.counters.failed_reads, 1);
+            }
             reply.error(error);
         }
     }

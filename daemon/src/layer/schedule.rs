@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use ztoc::{CompressedOffset, SpanId, SpanTable};
@@ -34,6 +34,7 @@ impl Lane {
 pub(crate) struct Ticket {
     lane: AtomicU8,
     raised: Notify,
+    withdrawn: AtomicBool,
 }
 
 impl Ticket {
@@ -42,12 +43,23 @@ impl Ticket {
         Self {
             lane: AtomicU8::new(lane as u8),
             raised: Notify::new(),
+            withdrawn: AtomicBool::new(false),
         }
     }
 
     /// The urgency now.
     pub(crate) fn lane(&self) -> Lane {
         Lane::from_byte(self.lane.load(Ordering::Acquire))
+    }
+
+    /// Notes that nobody wants it any more: it is about to be given up.
+    pub(crate) fn withdraw(&self) {
+        self.withdrawn.store(true, Ordering::Release);
+    }
+
+    /// Whether it was withdrawn. Who came later has to ask again.
+    pub(crate) fn is_withdrawn(&self) -> bool {
+        self.withdrawn.load(Ordering::Acquire)
     }
 
     /// Raises the urgency to `lane` if that is more.

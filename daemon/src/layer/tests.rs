@@ -23,6 +23,7 @@ use ztoc::{CompressedOffset, Compression, SpanSize};
 
 use super::*;
 
+mod abandoned;
 mod compact;
 mod disk;
 mod early;

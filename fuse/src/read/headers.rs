@@ -7,32 +7,41 @@ use ztoc::UncompressedOffset;
 use super::{Answer, exactly, exactly_in};
 use crate::error::Error;
 use crate::merge::Layer;
+use crate::reader::Reader;
 use crate::tree::{Headers, InodeIndex};
 
-/// Reads the file that lies in `file` up to `end`, and with the same read the `length` bytes in front of it, which
-/// must be its headers.
-pub(super) fn with(
-    layer: &Layer,
-    inode: InodeIndex,
-    length: u64,
-    file: &Range<UncompressedOffset>,
-    end: UncompressedOffset,
-    answer: impl Answer,
-) {
-    let (own, data) = (layer.clone(), file.start);
-    let Some(start) = data.0.checked_sub(length).map(UncompressedOffset) else {
-        return answer(Err(refuse(layer, data)));
-    };
-    let length = usize::try_from(length).unwrap_or(usize::MAX);
-    let (file, range) = (start..file.end, start..end);
-    exactly_in(&*layer.content, file, range, move |bytes| {
-        let (headers, bytes) = match bytes.map(|bytes| bytes.split_at_checked(length)) {
-            Ok(Some(parts)) => parts,
-            Ok(None) => return answer(Err(Error::WrongLength)),
-            Err(error) => return answer(Err(error)),
+/// The first read of `inode`, which has `length` bytes of headers.
+pub(super) struct First {
+    pub(super) inode: InodeIndex,
+    pub(super) length: u64,
+    pub(super) reader: Reader,
+}
+
+impl First {
+    /// Reads the file that lies in `file` up to `end`, and with the same read the bytes in front of it, which must
+    /// be its headers.
+    pub(super) fn with(
+        self,
+        layer: &Layer,
+        file: &Range<UncompressedOffset>,
+        end: UncompressedOffset,
+        answer: impl Answer,
+    ) {
+        let (own, data) = (layer.clone(), file.start);
+        let Some(start) = data.0.checked_sub(self.length).map(UncompressedOffset) else {
+            return answer(Err(refuse(layer, data)));
         };
-        answer(look(&own, inode, data, headers).map(|()| bytes));
-    });
+        let length = usize::try_from(self.length).unwrap_or(usize::MAX);
+        let (file, range) = (start..file.end, start..end);
+        exactly_in(&*layer.content, file, range, self.reader, move |bytes| {
+            let (headers, bytes) = match bytes.map(|bytes| bytes.split_at_checked(length)) {
+                Ok(Some(parts)) => parts,
+                Ok(None) => return answer(Err(Error::WrongLength)),
+                Err(error) => return answer(Err(error)),
+            };
+            answer(look(&own, self.inode, data, headers).map(|()| bytes));
+        });
+    }
 }
 
 /// Goes on with `then` when the headers in front of `data`, where the bytes of `inode` begin, are found to be
@@ -41,6 +50,7 @@ pub(super) fn before(
     layer: &Layer,
     inode: InodeIndex,
     data: UncompressedOffset,
+    reader: Reader,
     then: impl FnOnce(Result<(), Error>) + Send + 'static,
 ) {
     let start = match layer.tree.header_check(inode).state() {
@@ -53,7 +63,7 @@ pub(super) fn before(
     };
     let own = layer.clone();
     let headers = UncompressedOffset(start)..data;
-    exactly(&*layer.content, headers, move |bytes| {
+    exactly(&*layer.content, headers, reader, move |bytes| {
         then(bytes.and_then(|bytes| look(&own, inode, data, bytes)));
     });
 }

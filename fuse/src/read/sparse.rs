@@ -10,13 +10,20 @@ use super::{Answer, exactly};
 use crate::content::LayerContent;
 use crate::error::Error;
 use crate::merge::Layer;
+use crate::reader::Reader;
 
 /// Reads `range` of the layer's sparse file `number`; if its map lies in the archive and is not
 /// known yet, that is read first. Nothing waits: the second read is begun by the first's answer.
-pub(super) fn read(layer: &Layer, number: u32, range: Range<u64>, answer: impl Answer) {
+pub(super) fn read(
+    layer: &Layer,
+    number: u32,
+    range: Range<u64>,
+    reader: Reader,
+    answer: impl Answer,
+) {
     let file = layer.tree.sparse(number);
     if let Some(map) = file.map.get() {
-        return read_mapped(&*layer.content, map, range, answer);
+        return read_mapped(&*layer.content, map, range, reader, answer);
     }
     let FileData::MapInArchive(map_range) = file.entry.data() else {
         return answer(Err(Error::SparseMap));
@@ -30,14 +37,20 @@ pub(super) fn read(layer: &Layer, number: u32, range: Range<u64>, answer: impl A
             Ok(Err(_)) => return answer(Err(Error::SparseMap)),
             Err(error) => return answer(Err(error)),
         };
-        read_mapped(&*content, map, range, answer);
+        read_mapped(&*content, map, range, reader, answer);
     };
-    exactly(&*layer.content, map_range, then);
+    exactly(&*layer.content, map_range, reader, then);
 }
 
 /// Reads `range` of a file made of the runs `map`, with one read of the layer: the runs of a
 /// sparse member follow one another in the archive.
-fn read_mapped(content: &dyn LayerContent, map: &[Extent], range: Range<u64>, answer: impl Answer) {
+fn read_mapped(
+    content: &dyn LayerContent,
+    map: &[Extent],
+    range: Range<u64>,
+    reader: Reader,
+    answer: impl Answer,
+) {
     let Some(pieces) = pieces(map, &range) else {
         return answer(Err(Error::SparseMap));
     };
@@ -55,7 +68,7 @@ fn read_mapped(content: &dyn LayerContent, map: &[Extent], range: Range<u64>, an
     }
     let start = span.start;
     let in_tar = UncompressedOffset(span.start)..UncompressedOffset(span.end);
-    exactly(content, in_tar, move |bytes| {
+    exactly(content, in_tar, reader, move |bytes| {
         let placed = bytes.and_then(|bytes| place(&pieces, start, bytes, &mut buffer));
         answer(placed.map(|()| &*buffer));
     });

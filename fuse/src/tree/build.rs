@@ -31,6 +31,8 @@ pub(super) struct Draft<'t> {
     pub(super) metadata: Metadata,
     pub(super) xattrs: Vec<(&'t [u8], &'t [u8])>,
     pub(super) body: DraftBody<'t>,
+    /// Of the entry it was made of; of a directory, any number.
+    pub(super) number: u32,
 }
 
 pub(super) enum DraftBody<'t> {
@@ -63,12 +65,15 @@ pub(super) struct Builder<'t> {
     /// The directory of the last member, as its name has it. It leads there as long as no name on the way
     /// stands for something else.
     last_parent: Option<(&'t [u8], DraftIndex)>,
+    /// Of the entry that is applied.
+    number: u32,
 }
 
 /// Builds the tree of `entries`; `toc`, of which they are, tells where their headers lie.
 pub(super) fn build(entries: &[Entry], toc: Option<&Toc>) -> LayerTree {
     let mut builder = Builder::new(entries.len());
-    for entry in entries {
+    for (number, entry) in (0..).zip(entries) {
+        builder.number = number;
         if let Err(reason) = builder.apply(entry) {
             builder.left_out.add(reason, &entry.name);
         }
@@ -83,6 +88,7 @@ impl<'t> Builder<'t> {
             metadata: Metadata::WHITEOUT,
             xattrs: Vec::new(),
             body: DraftBody::Whiteout,
+            number: 0,
         };
         let mut drafts = Vec::with_capacity(entries.saturating_add(2));
         drafts.extend([Draft::implied_directory(ROOT), whiteout]);
@@ -95,6 +101,7 @@ impl<'t> Builder<'t> {
                 .saturating_add(IMPLIED_AT_LEAST),
             link_steps_left: (entries as u64).saturating_mul(64).saturating_add(1 << 20),
             last_parent: None,
+            number: 0,
         }
     }
 
@@ -167,7 +174,7 @@ impl<'t> Builder<'t> {
         let inode = if is_whiteout_device(entry) {
             WHITEOUT
         } else {
-            self.push(Draft::file(entry))?
+            self.push(Draft::file(entry, self.number))?
         };
         self.name(parent, base, inode);
         Ok(())
@@ -208,7 +215,7 @@ impl<'t> Builder<'t> {
                 inode
             }
             None => {
-                let link = self.push(Draft::link(entry))?;
+                let link = self.push(Draft::link(entry, self.number))?;
                 self.unresolved.push(link);
                 link
             }
@@ -376,11 +383,13 @@ impl<'t> Draft<'t> {
                 opaque: false,
                 implied: true,
             })),
+            number: 0,
         }
     }
 
-    fn file(entry: &'t Entry) -> Self {
+    fn file(entry: &'t Entry, number: u32) -> Self {
         let mut draft = Self {
+            number,
             metadata: Metadata::of(entry),
             xattrs: Vec::new(),
             body: DraftBody::File(entry),
@@ -389,10 +398,10 @@ impl<'t> Draft<'t> {
         draft
     }
 
-    fn link(entry: &'t Entry) -> Self {
+    fn link(entry: &'t Entry, number: u32) -> Self {
         Self {
             body: DraftBody::Link(entry),
-            ..Self::file(entry)
+            ..Self::file(entry, number)
         }
     }
 

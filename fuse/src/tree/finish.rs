@@ -195,7 +195,7 @@ impl<'t> Layout<'_, 't> {
 
     fn header_check(&self, draft: &Draft<'_>) -> HeaderCheck {
         match (&draft.body, self.toc) {
-            (DraftBody::File(entry), Some(toc)) => HeaderCheck::of(entry, toc),
+            (DraftBody::File(_), Some(toc)) => HeaderCheck::of(toc, draft.number as usize),
             _ => HeaderCheck::unneeded(),
         }
     }

@@ -1,5 +1,8 @@
 //! Hashes the blob: as a whole and span by span.
 
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use sha2::{Digest as _, Sha256};
 
 use crate::checkpoint::Checkpoint;
@@ -12,9 +15,68 @@ pub(super) struct CompressedPiece {
     pub(super) checkpoints: Vec<Checkpoint>,
 }
 
+/// Pieces that wait; beyond, who brings one hashes one.
+const MOST_WAITING: usize = 8;
+
+/// Pieces to be hashed by whoever has the time.
+#[derive(Debug)]
+pub(super) struct Backlog {
+    waiting: Mutex<VecDeque<CompressedPiece>>,
+    /// Who has it hashes the first that waits.
+    hasher: Mutex<CompressedHasher>,
+}
+
+impl Backlog {
+    pub(super) fn new(whole_blob: bool) -> Self {
+        Self {
+            waiting: Mutex::default(),
+            hasher: Mutex::new(CompressedHasher::new(whole_blob)),
+        }
+    }
+
+    /// Adds the piece that follows.
+    pub(super) fn add(&self, piece: CompressedPiece) {
+        self.waiting().push_back(piece);
+        while self.waiting().len() > MOST_WAITING {
+            self.work_with(self.hasher.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
+    /// Hashes one piece; `false` if there is none, or somebody else is at it.
+    pub(super) fn work(&self) -> bool {
+        match self.hasher.try_lock() {
+            Ok(hasher) => self.work_with(hasher),
+            Err(_) => false,
+        }
+    }
+
+    fn work_with(&self, mut hasher: MutexGuard<'_, CompressedHasher>) -> bool {
+        let piece = self.waiting().pop_front();
+        if let Some(piece) = &piece {
+            hasher.take(piece);
+        }
+        piece.is_some()
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, VecDeque<CompressedPiece>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hashes what waits still. The digests of the blob, if it was wanted, and of each span.
+    pub(super) fn finish(self) -> (Option<Digest>, Vec<Digest>) {
+        let hasher = self.hasher.into_inner();
+        let mut hasher = hasher.unwrap_or_else(PoisonError::into_inner);
+        let waiting = self.waiting.into_inner();
+        for piece in waiting.unwrap_or_else(PoisonError::into_inner) {
+            hasher.take(&piece);
+        }
+        hasher.finish()
+    }
+}
+
 /// Hashes pieces as they come.
 #[derive(Debug, Default)]
-pub(super) struct CompressedHasher {
+struct CompressedHasher {
     /// Of the whole blob, if it is wanted.
     blob: Option<Sha256>,
     /// Of the span that is being read, once there is one.
@@ -27,14 +89,14 @@ pub(super) struct CompressedHasher {
 }
 
 impl CompressedHasher {
-    pub(super) fn new(whole_blob: bool) -> Self {
+    fn new(whole_blob: bool) -> Self {
         Self {
             blob: whole_blob.then(Sha256::new),
             ..Self::default()
         }
     }
 
-    pub(super) fn take(&mut self, piece: &CompressedPiece) {
+    fn take(&mut self, piece: &CompressedPiece) {
         if let Some(blob) = &mut self.blob {
             blob.update(&piece.bytes);
         }
@@ -78,7 +140,7 @@ impl CompressedHasher {
     }
 
     /// The digests of the blob, if it was wanted, and of each span.
-    pub(super) fn finish(mut self) -> (Option<Digest>, Vec<Digest>) {
+    fn finish(mut self) -> (Option<Digest>, Vec<Digest>) {
         if let Some(span) = self.span {
             self.digests
                 .push(Digest::from_bytes(span.finalize().into()));

@@ -24,7 +24,7 @@ use crate::ztoc::Ztoc;
 pub(super) struct Gunzip<'s, R> {
     input: Input<R>,
     output: Output<'s>,
-    sinks: &'s Sinks,
+    sinks: &'s Sinks<'s>,
     tables: Tables,
     zinfo: GzipZinfo,
     span_size: u64,
@@ -33,7 +33,7 @@ pub(super) struct Gunzip<'s, R> {
 }
 
 impl<'s, R: Read> Gunzip<'s, R> {
-    pub(super) fn new(input: Input<R>, sinks: &'s Sinks, span_size: SpanSize) -> Self {
+    pub(super) fn new(input: Input<R>, sinks: &'s Sinks<'s>, span_size: SpanSize) -> Self {
         Self {
             input,
             output: Output::new(sinks),

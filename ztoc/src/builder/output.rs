@@ -15,7 +15,7 @@ const MAX_MEMBERS: usize = 1 << 14;
 
 /// The output of all members of a layer.
 pub(super) struct Output<'s> {
-    sinks: &'s Sinks,
+    sinks: &'s Sinks<'s>,
     buffer: Vec<u8>,
     /// Where the next byte goes.
     pos: usize,
@@ -30,7 +30,7 @@ pub(super) struct Output<'s> {
 }
 
 impl<'s> Output<'s> {
-    pub(super) fn new(sinks: &'s Sinks) -> Self {
+    pub(super) fn new(sinks: &'s Sinks<'s>) -> Self {
         Self {
             sinks,
             buffer: vec![0; WINDOW_LEN + PIECE_LEN],

@@ -1,12 +1,16 @@
-//! The three threads of a build and what goes between them.
+//! The two threads of a build and what goes between them.
+//!
+//! One inflates, which cannot be divided; the other hashes and scans what comes out. Two that are always busy keep two
+//! cores busy; a third would take turns with the one that everything waits for. What is compressed has to be hashed
+//! too, in order and at any time: whoever has nothing else to do does it.
 
 use std::io::Read;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::thread::{self, ScopedJoinHandle};
 
 use super::compact::{Tap, compact_spans};
-use super::compressed::{CompressedHasher, CompressedPiece};
+use super::compressed::{Backlog, CompressedPiece};
 use super::gunzip::Gunzip;
 use super::input::Input;
 use super::plain::{PlainPiece, PlainReader};
@@ -47,22 +51,33 @@ impl From<std::io::Error> for Halt {
 
 /// The ways to the other threads.
 #[derive(Debug)]
-pub(super) struct Sinks {
+pub(super) struct Sinks<'b> {
     plain: SyncSender<PlainPiece>,
-    compressed: SyncSender<CompressedPiece>,
+    backlog: &'b Backlog,
     compact: Option<Tap>,
 }
 
-impl Sinks {
-    pub(super) fn plain(&self, piece: PlainPiece) -> Result<(), Halt> {
-        self.plain.send(piece).map_err(|_| Halt::Closed)
+impl Sinks<'_> {
+    /// Hands a piece on. While there is no room, hashes what is compressed.
+    pub(super) fn plain(&self, mut piece: PlainPiece) -> Result<(), Halt> {
+        loop {
+            piece = match self.plain.try_send(piece) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Disconnected(_)) => return Err(Halt::Closed),
+                Err(TrySendError::Full(piece)) => piece,
+            };
+            if !self.backlog.work() {
+                return self.plain.send(piece).map_err(|_| Halt::Closed);
+            }
+        }
     }
 
     pub(super) fn compressed(&self, piece: CompressedPiece) -> Result<(), Halt> {
         if let Some(tap) = &self.compact {
             tap.compressed(&piece.bytes)?;
         }
-        self.compressed.send(piece).map_err(|_| Halt::Closed)
+        self.backlog.add(piece);
+        Ok(())
     }
 
     /// A block begins at this bit of the blob and this position of its content.
@@ -85,40 +100,40 @@ pub(super) fn build(
     check_format(compression, input.bytes())?;
     let gzip = compression == Compression::Gzip;
     let (plain, plain_pieces) = sync_channel(QUEUE_LEN);
-    let (compressed, compressed_pieces) = sync_channel(QUEUE_LEN);
+    let backlog = Backlog::new(gzip);
     let (tap, events) = compact.map(|_| Tap::new(compression)).unzip();
     let sinks = Sinks {
         plain,
-        compressed,
+        backlog: &backlog,
         compact: tap.clone(),
     };
-    thread::scope(|scope| {
+    let (read, scanned, compact) = thread::scope(|scope| {
         let compacting = events
             .zip(compact)
             .map(|(events, size)| scope.spawn(move || compact_spans(&events, compression, size)));
-        let hashing = scope.spawn(move || hash(&compressed_pieces, gzip));
-        let scanning = scope.spawn(move || scan(&plain_pieces, gzip, tap));
+        let backlog = &backlog;
+        let scanning = scope.spawn(move || scan(&plain_pieces, backlog, gzip, tap));
         let read = match compression {
             Compression::Gzip => Gunzip::new(input, &sinks, options.span_size).run(),
             Compression::Uncompressed => copy(input, &sinks, options.span_size),
         };
         drop(sinks);
-        let (blob, digests) = join(hashing);
-        let scanned = join(scanning);
-        let compact = compacting.map(join);
-        let (zinfo, size) = match read {
-            Ok(read) => read,
-            Err(Halt::Failed(error)) => return Err(error),
-            Err(Halt::Closed) => return Err(scanned.expect_err("it closes early on errors only")),
-        };
-        let (diff_id, scanned) = scanned?;
-        let ztoc = assemble(zinfo, digests, size, scanned, &options.build_tool)?;
-        Ok(Built {
-            ztoc,
-            layer_digest: blob.unwrap_or(diff_id),
-            diff_id,
-            compact,
-        })
+        while backlog.work() {}
+        (read, join(scanning), compacting.map(join))
+    });
+    let (zinfo, size) = match read {
+        Ok(read) => read,
+        Err(Halt::Failed(error)) => return Err(error),
+        Err(Halt::Closed) => return Err(scanned.expect_err("it closes early on errors only")),
+    };
+    let (diff_id, scanned) = scanned?;
+    let (blob, digests) = backlog.finish();
+    let ztoc = assemble(zinfo, digests, size, scanned, &options.build_tool)?;
+    Ok(Built {
+        ztoc,
+        layer_digest: blob.unwrap_or(diff_id),
+        diff_id,
+        compact,
     })
 }
 
@@ -141,33 +156,35 @@ fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-fn hash(pieces: &Receiver<CompressedPiece>, gzip: bool) -> (Option<Digest>, Vec<Digest>) {
-    let mut hasher = CompressedHasher::new(gzip);
-    for piece in pieces {
-        hasher.take(&piece);
-    }
-    hasher.finish()
-}
-
+/// Takes pieces until there will be no more. While none has come, hashes what is compressed.
 fn scan(
     pieces: &Receiver<PlainPiece>,
+    backlog: &Backlog,
     gzip: bool,
     tap: Option<Tap>,
 ) -> Result<(Digest, Scanned), BuildError> {
     let mut reader = PlainReader::new(gzip);
-    for piece in pieces {
+    loop {
+        let piece = match pieces.try_recv() {
+            Ok(piece) => piece,
+            Err(TryRecvError::Disconnected) => return reader.finish(),
+            Err(TryRecvError::Empty) if backlog.work() => continue,
+            Err(TryRecvError::Empty) => match pieces.recv() {
+                Ok(piece) => piece,
+                Err(_) => return reader.finish(),
+            },
+        };
         reader.take(&piece)?;
         if let Some(tap) = &tap {
             tap.plain(piece, reader.archived());
         }
     }
-    reader.finish()
 }
 
 /// Reads a plain layer to its end; its spans and size.
 fn copy(
     mut input: Input<impl Read>,
-    sinks: &Sinks,
+    sinks: &Sinks<'_>,
     span_size: SpanSize,
 ) -> Result<(Zinfo, u64), Halt> {
     let span_size = span_size.bytes();

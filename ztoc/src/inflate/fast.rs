@@ -19,6 +19,8 @@ const LITERALS: usize = 3;
 const OUTPUT_SLACK: usize = LITERALS + 258 + WORDS * 8;
 /// Words that are copied at once: nearly all matches are no longer.
 const WORDS: usize = 5;
+/// Farthest that a match can reach back: the last distance symbol's base and its 13 extra bits (RFC 1951, 3.2.5).
+const FARTHEST: usize = 24577 + (1 << 13) - 1;
 /// Longest code with extra bits after the first distance table, and the next look-up.
 const DISTANCE_TOTAL: u8 = 8 + 13 + 11;
 
@@ -114,6 +116,12 @@ impl Limits {
         Some(Self { output, ..self })
     }
 
+    /// Limits for turns that start in front of `pos`.
+    fn until(self, pos: usize) -> Self {
+        let output = self.output.min(pos.saturating_sub(1));
+        Self { output, ..self }
+    }
+
     /// Whether a turn may start at `next` and `pos`.
     #[inline(always)]
     fn allow(self, next: usize, pos: usize) -> bool {
@@ -189,18 +197,27 @@ fn narrow<C: Cut>(ahead: u64, width: u32) -> usize {
 /// Decodes tokens from `place` on until a limit, the end of the block or an error.
 #[inline(always)]
 pub(super) fn decode<C: Cut>(memory: &mut impl Memory, limits: Limits, place: &mut Place) -> Leave {
-    if let Some(limits) = limits.far_from_end() {
-        match turns::<C, false>(memory, limits, place) {
-            Leave::Slack => {}
-            leave => return leave,
+    if let Some(far) = limits.far_from_end() {
+        if place.pos < FARTHEST {
+            match turns::<C, false, true>(memory, far.until(FARTHEST), place) {
+                Leave::Slack => {}
+                leave => return leave,
+            }
+        }
+        if place.pos >= FARTHEST {
+            match turns::<C, false, false>(memory, far, place) {
+                Leave::Slack => {}
+                leave => return leave,
+            }
         }
     }
-    turns::<C, true>(memory, limits, place)
+    turns::<C, true, true>(memory, limits, place)
 }
 
-/// Decodes as [`decode`]; `NEAR` the end of the output it looks whether matches have room.
+/// Decodes as [`decode`]; `NEAR` the end of the output it looks whether matches have room, and at the `BEGINNING`, before
+/// [`FARTHEST`], whether there is what they repeat.
 #[inline(always)]
-fn turns<C: Cut, const NEAR: bool>(
+fn turns<C: Cut, const NEAR: bool, const BEGINNING: bool>(
     memory: &mut impl Memory,
     limits: Limits,
     place: &mut Place,
@@ -262,7 +279,7 @@ fn turns<C: Cut, const NEAR: bool>(
         let ahead = reader.advance::<C>(far);
         entry = memory.hold(memory.litlen(narrow::<C>(ahead, LITLEN_BITS)));
         let distance = (far >> 32) as usize + distance_extra::<C>(before, far);
-        if distance > pos {
+        if BEGINNING && distance > pos {
             break Leave::Corrupt(too_far(distance, pos));
         }
         if NEAR && limits.end - pos < length + WORDS * 8 {

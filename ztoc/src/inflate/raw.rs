@@ -156,14 +156,15 @@ impl Memory for Raw<'_> {
     #[inline(always)]
     fn word(&self, at: usize) -> u64 {
         debug_assert!(at + 8 <= self.out.len());
-        // SAFETY: a match starts in the output and is read behind where it is written.
+        // SAFETY: a match starts in the output (it is looked at, or `pos` is `FARTHEST` at least) and is read behind
+        // where it is written.
         unsafe { u64::from_le(self.out.as_ptr().add(at).cast::<u64>().read_unaligned()) }
     }
 
     #[inline(always)]
     fn byte(&self, at: usize) -> u8 {
         debug_assert!(at < self.out.len());
-        // SAFETY: a match starts in the output.
+        // SAFETY: a match starts in the output, as above.
         unsafe { *self.out.get_unchecked(at) }
     }
 
