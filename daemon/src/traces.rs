@@ -60,8 +60,18 @@ pub struct Traces {
 
 /// Why there are no traces.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot make traces: {0}")]
-pub struct TracesError(String);
+#[non_exhaustive]
+pub enum TracesError {
+    /// The address of the collector.
+    #[error("{0}")]
+    Endpoint(String),
+    /// The HTTP client: this machine's certificates, or its proxies.
+    #[error("no traces can be sent: {0}")]
+    Client(String),
+    /// What turns spans into requests: the `OTEL_` variables of the environment.
+    #[error("no traces can be made: {0}")]
+    Exporter(String),
+}
 
 impl Traces {
     /// Gets ready to send spans from `runtime`, if the configuration wants that. Asks the collector nothing yet.
@@ -69,16 +79,16 @@ impl Traces {
     /// # Errors
     /// The address of the collector or the certificates of this machine are unusable.
     pub fn start(config: &TracesConfig, runtime: &Handle) -> Result<Option<Self>, TracesError> {
-        let Some(url) = config.url().map_err(TracesError)? else {
+        let Some(url) = config.url().map_err(TracesError::Endpoint)? else {
             return Ok(None);
         };
         let exporter = SpanExporter::builder()
             .with_http()
-            .with_http_client(Collector::new(runtime.clone()).map_err(TracesError)?)
+            .with_http_client(Collector::new(runtime.clone()).map_err(TracesError::Client)?)
             .with_protocol(Protocol::HttpBinary)
             .with_endpoint(url)
             .build();
-        let exporter = exporter.map_err(|error| TracesError(error.to_string()))?;
+        let exporter = exporter.map_err(|error| TracesError::Exporter(error.to_string()))?;
         let batch = BatchConfigBuilder::default()
             .with_max_queue_size(QUEUE)
             .with_scheduled_delay(DELAY)
