@@ -71,7 +71,7 @@ fn panel(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel, curves: &[Cur
         chart
             .draw_series(line)?
             .label(curve.name.clone())
-            .legend(|(x, y)| PathElement::new([(x, y), (x + 12, y)], colour.stroke_width(2)));
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 12, y)], colour.stroke_width(2)));
     }
     chart
         .configure_series_labels()

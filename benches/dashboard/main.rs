@@ -19,7 +19,6 @@ use integration::push::push;
 use integration::scratch;
 use integration::tamper;
 
-use self::panel::Panel;
 use self::prometheus::Prometheus;
 
 /// The daemon gives up on what fails soon, so that something is seen to fail.
