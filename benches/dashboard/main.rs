@@ -82,6 +82,7 @@ fn run(options: &Options) -> Result<()> {
     }
     draw::write(&drawn, &options.out)?;
     println!("{} panels in {}", drawn.len(), options.out.display());
+    drop(prometheus);
     ensure!(empty.is_empty(), "panels without any data: {empty:?}");
     host.finish()
 }

@@ -88,6 +88,7 @@ impl Panel {
             "bytes" => scaled(&["B", "KiB", "MiB", "GiB"], 1024.0),
             "µs" => scaled(&["µs", "ms", "s"], 1000.0),
             "ms" => scaled(&["ms", "s"], 1000.0),
+            "ops" if value < 10.0 => format!("{value:.1}/s"),
             "ops" => format!("{value:.0}/s"),
             _ if value.abs() < 10.0 => format!("{value:.1}"),
             _ => format!("{value:.0}"),
