@@ -97,6 +97,9 @@ impl App {
         // First, so that no signal falls between.
         let signals = Signals::catch().context("cannot catch signals")?;
         let mut passed = Passed::take()?;
+        if !config.skip_check_snapshotter_supported {
+            support::check_rights()?;
+        }
         let root = Root::claim(&settings.root)?;
         holder::raise_descriptor_limit();
         if !config.skip_check_snapshotter_supported {

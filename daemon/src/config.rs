@@ -10,6 +10,7 @@ mod keychain;
 mod parse;
 mod pull;
 mod reload;
+mod traces;
 
 use std::path::{Path, PathBuf};
 
@@ -27,6 +28,7 @@ pub use self::pull::{
     SnapshotterConfig,
 };
 pub use self::reload::Reloader;
+pub use self::traces::TracesConfig;
 
 /// Where the file is if the user names none; it may be absent then.
 pub const DEFAULT_PATH: &str = "/etc/soci-snapshotter-grpc/config.toml";
@@ -95,6 +97,8 @@ pub struct Config {
     pub resolver: ResolverConfig,
     /// The snapshots service.
     pub snapshotter: SnapshotterConfig,
+    /// Traces for OpenTelemetry.
+    pub traces: TracesConfig,
 }
 
 /// Kinds of addresses to listen on.
@@ -170,6 +174,7 @@ impl Config {
             kubelet_keychain: KubeletKeychainConfig::default(),
             resolver: ResolverConfig::default(),
             snapshotter: SnapshotterConfig::default(),
+            traces: TracesConfig::default(),
         }
     }
 
@@ -200,10 +205,9 @@ impl Config {
     pub fn parse(text: &str, path: &Path) -> Result<(Self, Vec<UnknownKey>), ConfigError> {
         let (config, unknown) = parse::parse(text, path)?;
         let config = config.complete();
-        config
-            .pull_modes
-            .parallel_pull_unpack
-            .check()
+        let parallel = config.pull_modes.parallel_pull_unpack.check();
+        parallel
+            .and_then(|()| config.traces.check())
             .map_err(|detail| ConfigError::Contradiction {
                 path: path.to_owned(),
                 detail,

@@ -8,6 +8,7 @@ use tonic::{Code, Status};
 
 use crate::snapshot::filter::FilterError;
 use crate::snapshot::images::MountError;
+use crate::snapshot::mapped::NotMapped;
 
 /// Why a call of the snapshots service failed.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +69,14 @@ pub enum SnapshotError {
         /// What failed.
         source: MountError,
     },
+    /// The files below cannot be shown to a container in a user namespace.
+    #[error("cannot map the ids of snapshot {key:?}")]
+    Mapping {
+        /// The snapshot.
+        key: String,
+        /// What failed.
+        source: NotMapped,
+    },
     /// A file operation failed.
     #[error("cannot {operation} {path}", path = path.display())]
     Io {
@@ -111,7 +120,9 @@ impl SnapshotError {
             Self::AlreadyExists { .. } => Code::AlreadyExists,
             Self::NotFound { .. } => Code::NotFound,
             Self::Parent { .. } | Self::Argument { .. } | Self::Filter(_) => Code::InvalidArgument,
-            Self::Kind { .. } | Self::HasChildren { .. } => Code::FailedPrecondition,
+            Self::Kind { .. } | Self::HasChildren { .. } | Self::Mapping { .. } => {
+                Code::FailedPrecondition
+            }
             Self::Mount { .. } => Code::Unavailable,
             Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Code::ResourceExhausted

@@ -18,7 +18,7 @@ use crate::snapshot::decision::Wanted;
 use crate::snapshot::filter::Filters;
 use crate::snapshot::record::{Entry, Kind, Labels, Record, SnapshotId, Source};
 
-pub use answers::{kubelet, layout, manifest, prefetch, referrers, token};
+pub use answers::{kubelet, layout, manifest, prefetch, pull_secrets, referrers, token};
 pub use calls::{control_call, cri_call, snapshots_call, stored_record};
 
 /// A parser, by the name of its fuzz target.
@@ -39,6 +39,7 @@ pub const TARGETS: &[Target] = &[
     ("layout", layout),
     ("manifest", manifest),
     ("prefetch", prefetch),
+    ("pull_secrets", pull_secrets),
     ("range", range),
     ("record", record),
     ("reference", reference),

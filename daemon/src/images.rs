@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tracing::Instrument as _;
 use ztoc::Digest;
 
 use self::manifest::{KnownLayer, Manifests};
@@ -38,6 +39,7 @@ use crate::snapshot::images::{
 };
 use crate::snapshot::lowers::LowerDirs;
 use crate::snapshot::record::Usage;
+use crate::traces::step;
 use crate::unpack::Unpacked;
 use crate::view::Views;
 
@@ -234,7 +236,8 @@ impl ImageLayers {
             index: request.index,
         };
         let manifest = self.manifests.here(request);
-        let found = self.discovery.find_with(&query, manifest).await;
+        let found = self.discovery.find_with(&query, manifest);
+        let found = found.instrument(step!("find index")).await;
         let index = found.map_err(|error| match error.into() {
             reason @ NotLazy::Labels { .. } => Verdict::Defer(reason),
             reason => Verdict::Whole(reason),
@@ -256,8 +259,8 @@ impl ImageLayers {
             return Err(unpack(NotLazy::TooSmall));
         }
         let layer = request.layer;
-        let stored = self.ztocs.ensure(&request.image, layer, forms, size).await;
-        stored.map_err(unpack)
+        let stored = self.ztocs.ensure(&request.image, layer, forms, size);
+        stored.instrument(step!("zTOC")).await.map_err(unpack)
     }
 
     fn is_small(&self, size: Option<u64>) -> bool {
@@ -320,6 +323,7 @@ impl ImageLayers {
             move_to(unpacked, dir, parents).await
         };
         let limit = self.options.unpack_timeout;
+        let work = work.instrument(step!("pull and unpack"));
         let done = tokio::time::timeout(limit, work).await;
         let failure = match done {
             Ok(Ok(())) => return true,
@@ -378,7 +382,9 @@ impl Images for ImageLayers {
                 futures::future::try_join_all(opened).await
             }
         };
-        let view = self.views.mount(run, below, open).await?;
+        let view = self.views.mount(run, below, open);
+        let view = view.instrument(step!("mount view", layers = run.layers.len()));
+        let view = view.await?;
         let digests: Vec<Digest> = run.layers.iter().map(|layer| layer.digest).collect();
         self.layers.fill_up(&digests);
         Ok(view)

@@ -51,7 +51,7 @@ use ztoc::unit::ByteLen as _;
 use ztoc::{Digest, SpanId, SpanTable, UncompressedOffset};
 
 use self::cache::SpanCache;
-use self::counters::{Counters, Throttle, add};
+use self::counters::{Counters, add};
 use self::engine::Engine;
 use self::fetch::{Landing, Run};
 use self::fill::Filler;
@@ -65,8 +65,10 @@ use self::readahead::{Streams, WINDOW};
 use self::schedule::{Ticket, compressed};
 use self::source::Sources;
 use self::windows::Windows;
+use crate::traces;
 
 pub use self::counters::LayerCounters;
+pub(crate) use self::counters::Throttle;
 pub use self::engine::LayerOptions;
 pub(crate) use self::link::Link;
 pub use self::pace::FillOptions;
@@ -278,7 +280,11 @@ impl Layer {
             return;
         };
         add(&self.counters.cold_hits, 1);
-        let read = move |buffer: &mut Vec<u8>| this.hit_cold(spans, range, reply, buffer);
+        let trace = traces::here();
+        let read = move |buffer: &mut Vec<u8>| {
+            let _inside = trace.enter();
+            this.hit_cold(spans, range, reply, buffer);
+        };
         if let Some(read) = self.engine.cold.submit(Box::new(read)) {
             read(&mut Vec::new());
         }

@@ -22,6 +22,7 @@ pub mod metrics;
 mod nesting;
 pub mod registry;
 pub mod snapshot;
+pub mod traces;
 pub mod unpack;
 pub mod view;
 

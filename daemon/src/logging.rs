@@ -16,7 +16,10 @@ use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::registry::LookupSpan;
+
+use crate::traces::Traces;
 
 const TIME: &[BorrowedFormatItem<'_>] =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:9]Z");
@@ -45,20 +48,22 @@ impl FromStr for LogLevel {
     }
 }
 
-/// Starts logging, for the whole process. A second call changes nothing.
-pub fn start(level: LogLevel) {
+/// Starts logging, and making traces if there are any, for the whole process. A second call changes nothing.
+pub fn start(level: LogLevel, traces: Option<&Traces>) {
     let filter = tracing_subscriber::filter::Targets::new()
         .with_default(level.0.min(LevelFilter::INFO))
         .with_target("daemon", level.0)
         .with_target("fuse", level.0)
-        .with_target("soci_snapshotter_grpc", level.0);
-    let subscriber = tracing_subscriber::fmt()
+        .with_target("soci_snapshotter_grpc", level.0)
+        .with_target(fuse::TRACE, LevelFilter::OFF);
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
-        .with_max_level(level.0)
         .fmt_fields(JsonFields)
         .event_format(Line)
-        .finish();
-    let subscriber = tracing_subscriber::layer::SubscriberExt::with(subscriber, filter);
+        .with_filter(filter);
+    let subscriber = tracing_subscriber::registry()
+        .with(traces.map(Traces::layer))
+        .with(lines);
     // Only tests start logging twice in a process.
     let _ = tracing::subscriber::set_global_default(subscriber);
 }

@@ -12,7 +12,7 @@ use daemon::app::heap;
 use daemon::app::root::{DEFAULT_ROOT, Root};
 use daemon::app::socket::DEFAULT_ADDRESS;
 use daemon::app::{Address, App, Settings};
-use daemon::config::{Config, DEFAULT_PATH, Reloader};
+use daemon::config::{Config, ConfigError, DEFAULT_PATH, Reloader, UnknownKey};
 use daemon::control::{self, Control, Inside};
 use daemon::cri::{ImageService, Keychain};
 use daemon::images::{ImageLayers, reconfigure};
@@ -21,8 +21,11 @@ use daemon::logging::{self, LogLevel};
 use daemon::metrics::Metrics;
 use daemon::registry::CredentialProvider;
 use daemon::snapshot::images::Images;
+use daemon::snapshot::mapped;
+use daemon::traces::{Traces, TracesError};
 use daemon::view::keeper::HolderClient;
 use daemon::{REVISION, VERSION, view};
+use tokio::runtime::Runtime;
 
 /// Starts containers from images that are still in the registry.
 ///
@@ -74,6 +77,9 @@ enum Command {
     /// Keeps descriptors of mounts for the next daemon (started by the daemon)
     #[command(hide = true)]
     Holder,
+    /// Makes a user namespace for its mapping of ids (started by the daemon)
+    #[command(hide = true, name = mapped::ARGUMENT)]
+    UserNamespace,
 }
 
 #[derive(Debug, Clone, Copy, Subcommand)]
@@ -96,6 +102,7 @@ fn main() -> ExitCode {
             Command::Config(command) => print_config(*command, &arguments),
             Command::Unmount => unmount(&arguments),
             Command::Holder => hold(),
+            Command::UserNamespace => mapped::live().map_err(Into::into),
         };
         return match done {
             Ok(()) => ExitCode::SUCCESS,
@@ -105,9 +112,21 @@ fn main() -> ExitCode {
             }
         };
     }
-    logging::start(arguments.log_level);
     heap::return_large_buffers();
-    match serve(&arguments) {
+    let config = Config::load(arguments.config.as_deref());
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let traces = match (&config, &runtime) {
+        (Ok((config, _)), Ok(runtime)) => Traces::start(&config.traces, runtime.handle()),
+        // What is wrong is told when there is a log.
+        _ => Ok(None),
+    };
+    logging::start(
+        arguments.log_level,
+        traces.as_ref().ok().and_then(Option::as_ref),
+    );
+    match begin(config, runtime, traces).and_then(|begun| serve(&arguments, begun)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "soci-snapshotter-grpc failed");
@@ -149,6 +168,7 @@ fn check_config(arguments: &Arguments) -> Result<()> {
 fn unmount(arguments: &Arguments) -> Result<()> {
     let root = Root::claim(&arguments.root)?;
     let keeper = HolderClient::new(root.path())?;
+    mapped::unmount_all(root.path());
     let unmounted = view::unmount_all(&root.path().join("views"), &keeper)?;
     println!("{unmounted} views unmounted");
     Ok(())
@@ -160,13 +180,24 @@ fn hold() -> Result<()> {
     Ok(view::holder::serve(listener)?)
 }
 
-fn serve(arguments: &Arguments) -> Result<()> {
+/// What there is before the daemon.
+struct Begun {
+    config: Config,
+    runtime: Runtime,
+    traces: Option<Traces>,
+}
+
+fn begin(
+    config: Result<(Config, Vec<UnknownKey>), ConfigError>,
+    runtime: std::io::Result<Runtime>,
+    traces: Result<Option<Traces>, TracesError>,
+) -> Result<Begun> {
     tracing::info!(
         version = VERSION,
         revision = REVISION,
         "starting soci-snapshotter-grpc"
     );
-    let (config, unknown) = Config::load(arguments.config.as_deref())?;
+    let (config, unknown) = config?;
     for key in unknown {
         tracing::warn!(
             key = key.key,
@@ -174,13 +205,23 @@ fn serve(arguments: &Arguments) -> Result<()> {
             "unknown configuration key is ignored"
         );
     }
+    Ok(Begun {
+        config,
+        runtime: runtime?,
+        traces: traces?,
+    })
+}
+
+fn serve(arguments: &Arguments, begun: Begun) -> Result<()> {
+    let Begun {
+        config,
+        runtime,
+        traces,
+    } = begun;
     let settings = Settings {
         address: arguments.address.clone(),
         root: arguments.root.clone(),
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
     let ended = runtime.block_on(async {
         let mut inside = None;
         let keychain = keychain(&arguments.address, &config);
@@ -214,6 +255,9 @@ fn serve(arguments: &Arguments) -> Result<()> {
         let _control = inside.and_then(|inside| control(&settings.address, inside));
         app.run().await
     });
+    if let Some(traces) = traces {
+        traces.stop();
+    }
     // What still blocks after the drain is given up: nothing may keep the process from ending.
     runtime.shutdown_background();
     ended

@@ -162,26 +162,28 @@ impl Metrics {
         let operations = Family::default();
         let prepared = Family::default();
         let layers = Layers::default();
-        let mut registry = Registry::with_prefix("soci_fs");
-        registry.register(
+        let mut registry = Registry::default();
+        // Those of the process have the names that every Prometheus client gives them.
+        registry.register_collector(Box::new(process::Process));
+        let own = registry.sub_registry_with_prefix("soci_fs");
+        own.register(
             "operation_duration_milliseconds",
             "Latency in milliseconds of operations",
             Family::clone(&milliseconds),
         );
-        registry.register(
+        own.register(
             "operation_count",
             "The count of operations",
             Family::clone(&operations),
         );
-        registry.register(
+        own.register(
             "layer_prepare_count",
             "Layers by the way they were provided, and why not lazily",
             Family::clone(&prepared),
         );
-        layers.register(&mut registry);
+        layers.register(own);
         let views = ViewSeries::default();
-        views.register(&mut registry);
-        registry.register_collector(Box::new(process::Process));
+        views.register(own);
         Self {
             layers,
             views,
@@ -311,7 +313,7 @@ mod tests {
                 "{line}\nin\n{text}"
             );
         }
-        assert!(text.contains("process_resident_memory_bytes "), "{text}");
+        assert!(text.contains("\nprocess_resident_memory_bytes "), "{text}");
     }
 
     #[test]

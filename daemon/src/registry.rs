@@ -40,7 +40,7 @@ pub use blob::Blob;
 pub use config::{HttpConfig, Mirror, RegistryConfig, TlsConfig};
 pub use credentials::{
     CredentialError, CredentialProvider, CredentialQuery, Credentials, DockerConfig,
-    FixedCredentials, KubeletProviders,
+    FixedCredentials, KubeletProviders, PullSecrets,
 };
 pub(crate) use descriptor::digest_text;
 pub use descriptor::{Descriptor, Resolved, media_type};
@@ -54,7 +54,7 @@ pub(crate) use download::digest_of;
 use crate::layer::Link;
 use hosts::{Hosts, Purpose};
 use retry::{Attempts, Subject};
-use transport::{Payload, Transport};
+use transport::{Payload, Sent, Transport};
 
 /// Parsers that are private to their modules, for [`crate::hostile`].
 #[cfg(any(test, fuzzing))]
@@ -64,6 +64,7 @@ pub(crate) mod probes {
     pub(crate) use super::blob::probe as range;
     pub(crate) use super::credentials::probe as docker_config;
     pub(crate) use super::credentials::probe_kubelet as kubelet;
+    pub(crate) use super::credentials::probe_secrets as secrets;
     pub(crate) use super::hosts::probe as hosts_file;
     pub(crate) use super::manifests::probe as manifest;
     pub(crate) use super::referrers::probe as referrers;
@@ -192,6 +193,19 @@ impl Registry {
     ) -> Result<(), RegistryError> {
         let digest = digest_of(&bytes).await;
         push::blob(self, reference, &digest, Payload::Bytes(bytes)).await
+    }
+
+    /// The same; `sent` is told how many bytes are on their way, as often as that changes. It does not block.
+    pub async fn push_blob_watched(
+        &self,
+        reference: &Reference,
+        bytes: Bytes,
+        sent: impl Fn(u64) + Send + Sync + 'static,
+    ) -> Result<(), RegistryError> {
+        let digest = digest_of(&bytes).await;
+        let sent = Sent(Arc::new(sent));
+        let payload = Payload::Watched { bytes, sent };
+        push::blob(self, reference, &digest, payload).await
     }
 
     /// Puts a blob of any size from a file into the repository, unless it is there.

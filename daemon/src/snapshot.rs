@@ -1,7 +1,7 @@
 //! containerd's snapshots service: records, mounts, and the decision how a layer is provided.
 //!
 //! [`service`] adapts the gRPC service to [`snapshotter`], which holds the logic over
-//! [`store`] (records), [`directory`] (what snapshots have on disk) and [`images`] (the seam to
+//! [`store`] (records), [`directory`] (what snapshots have on disk), [`mapped`] (for user namespaces) and [`images`] (the seam to
 //! layers and their views).
 
 pub mod decision;
@@ -10,6 +10,8 @@ pub mod filter;
 pub mod images;
 pub mod labels;
 pub mod lowers;
+pub mod mapped;
+pub mod mapping;
 pub mod mounts;
 pub mod record;
 pub mod service;

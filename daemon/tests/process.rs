@@ -171,3 +171,32 @@ fn the_configuration_in_effect_can_be_printed() {
         .unwrap();
     assert_eq!(default.stdout, include_bytes!("../config.toml"));
 }
+
+#[test]
+fn a_daemon_without_the_rights_of_root_says_what_it_needs_and_ends() {
+    for (wrapper, said) in [
+        (
+            &[
+                "setpriv",
+                "--bounding-set=-sys_admin",
+                "--inh-caps=-sys_admin",
+            ][..],
+            "CAP_SYS_ADMIN",
+        ),
+        (
+            &["unshare", "--user", "--map-root-user"][..],
+            "user namespace",
+        ),
+    ] {
+        let dir = ground("");
+        let mut daemon = Command::new(wrapper[0]);
+        daemon.args(&wrapper[1..]).arg(BINARY);
+        with_arguments(&mut daemon, dir.path());
+        let output = daemon.output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let log = String::from_utf8(output.stderr).unwrap();
+        assert!(log.contains(said) && log.contains("rootless"), "{log}");
+        // Nothing was begun.
+        assert!(!dir.path().join("root").exists());
+    }
+}

@@ -192,15 +192,16 @@ impl Record {
 }
 
 impl Reading {
-    /// Notes that the read was answered, on the thread that calls. One that is answered on the thread it
-    /// came on did not wait.
-    pub(crate) fn ended(mut self, failed: bool) {
+    /// Notes that the read was answered, on the thread that calls; whether it waited. One that is answered on
+    /// the thread it came on did not.
+    pub(crate) fn ended(mut self, failed: bool) -> bool {
         if !failed && std::thread::current().id() == self.thread {
-            return;
+            return false;
         }
         self.access.waited = Some(self.begun.elapsed());
         self.access.failed = failed;
         self.log.ended(self.access, self.place);
+        true
     }
 }
 
@@ -210,16 +211,15 @@ mod tests {
     use super::*;
 
     fn later(reading: Reading, failed: bool) {
-        std::thread::spawn(move || reading.ended(failed))
-            .join()
-            .unwrap();
+        let waited = std::thread::spawn(move || reading.ended(failed));
+        assert!(waited.join().unwrap());
     }
 
     #[test]
     fn reads_are_recorded_in_their_order_and_those_that_waited_say_so() {
         let log = Arc::new(AccessLog::new());
         let slow = log.came(7, 4096, 512);
-        log.came(8, 0, 100).ended(false);
+        assert!(!log.came(8, 0, 100).ended(false));
         later(slow, false);
         later(log.came(9, 0, 1), true);
         let record = log.record();

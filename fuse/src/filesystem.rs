@@ -24,6 +24,7 @@ use crate::merge::{Child, MergedDirectory, View};
 use crate::passthrough::LargeFiles;
 use crate::reader::Reader;
 use crate::session::{KernelOffer, MountOptions};
+use crate::trace::ReadTrace;
 
 /// A view never changes: what the kernel has been told holds until it forgets. The largest time
 /// that is sure not to overflow in any kernel: 68 years.
@@ -279,12 +280,15 @@ impl Filesystem for ViewFilesystem {
         let counters = Arc::clone(&self.counters);
         let reading = self.accesses.came(ino.0, offset, size);
         let reader = Reader::new(request.pid());
+        let trace = ReadTrace::begin(&self.view, ino, offset, size);
+        let span = trace.span();
+        let _inside = span.enter();
         self.view.read(node, offset, size, reader, move |outcome| {
             match outcome {
                 Ok(bytes) => {
                     counters.gave(bytes.len());
                     reply.data(bytes);
-                    reading.ended(false);
+                    trace.ended(reading.ended(false), false);
                 }
                 Err(error) => {
                     if error.is_failure() {
@@ -292,7 +296,7 @@ impl Filesystem for ViewFilesystem {
                     }
                     tracing::debug!(ino = ino.0, offset, size, %error, "read failed");
                     reply.error(error.into());
-                    reading.ended(true);
+                    trace.ended(reading.ended(true), true);
                 }
             }
             counters.answered_read();

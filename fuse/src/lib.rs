@@ -19,6 +19,7 @@ mod passthrough;
 mod read;
 mod reader;
 mod session;
+mod trace;
 mod tree;
 mod xattr;
 
@@ -32,4 +33,5 @@ pub use crate::session::{
     KernelOffer, MountOptions, OfferError, Session, adopt, detach, device_number_at,
     kernel_resends, mount,
 };
+pub use crate::trace::{READ, READ_PATH, TRACE};
 pub use crate::tree::LayerTree;

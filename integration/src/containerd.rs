@@ -1,6 +1,7 @@
 //! A private containerd.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -35,6 +36,7 @@ impl Containerd {
     /// of pods.
     pub fn start_for_pods(scratch: &Scratch, pause: &str) -> Result<Self> {
         let dir = scratch.dir("containerd")?;
+        network(&dir.join("cni"))?;
         Self::start_with(scratch, "containerd", &cri(&dir, pause)?)
     }
 
@@ -148,12 +150,34 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
   restrict_oom_score_adj = true
   [plugins."io.containerd.cri.v1.runtime".cni]
     conf_dir = "{dir}/cni"
+    bin_dir = "{dir}/cni"
 [plugins."io.containerd.grpc.v1.cri"]
   disable_tcp_service = true
 [plugins."io.containerd.nri.v1.nri"]
   disable = true
 "#
     )
+}
+
+/// A network for pods, in which nothing is but an address that nobody reaches.
+fn network(dir: &Path) -> Result<()> {
+    const PLUGIN: &str = r#"#!/bin/sh
+case "$CNI_COMMAND" in
+    VERSION) echo '{"cniVersion": "1.0.0", "supportedVersions": ["1.0.0"]}' ;;
+    ADD) echo '{"cniVersion": "1.0.0", "interfaces": [{"name": "eth0", "sandbox": "'"$CNI_NETNS"'"}],
+        "ips": [{"address": "192.0.2.2/24", "interface": 0}]}' ;;
+esac
+"#;
+    let network = r#"{"cniVersion": "1.0.0", "name": "none", "plugins": [{"type": "nothing"}]}"#;
+    fs::create_dir_all(dir)?;
+    fs::write(dir.join("10-none.conflist"), network)?;
+    // containerd asks for the other one by itself.
+    for name in ["nothing", "loopback"] {
+        let plugin = dir.join(name);
+        fs::write(&plugin, PLUGIN)?;
+        fs::set_permissions(&plugin, Permissions::from_mode(0o755))?;
+    }
+    Ok(())
 }
 
 /// For CRI. Sizes are asked of snapshotters each second.
@@ -211,6 +235,7 @@ state = "{dir}/state"
 [proxy_plugins.soci]
   type = "snapshot"
   address = "{snapshotter}"
+  capabilities = ["remap-ids", "multi-remap-ids"]
   [proxy_plugins.soci.exports]
     root = "{soci}"
     enable_remote_snapshot_annotations = "true"

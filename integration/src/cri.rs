@@ -9,11 +9,12 @@ use proto::runtime::v1::image_service_client::ImageServiceClient;
 use proto::runtime::v1::runtime_service_client::RuntimeServiceClient;
 use proto::runtime::v1::{
     AuthConfig, ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest,
-    ExecSyncResponse, FilesystemUsage, Image, ImageFsInfoRequest, ImageSpec, ImageStatusRequest,
-    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
-    PodSandboxConfig, PodSandboxMetadata, PullImageRequest, RemoveContainerRequest,
-    RemoveImageRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest,
-    StopContainerRequest, StopPodSandboxRequest, VersionRequest,
+    ExecSyncResponse, FilesystemUsage, IdMapping, Image, ImageFsInfoRequest, ImageSpec,
+    ImageStatusRequest, LinuxContainerConfig, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
+    LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig,
+    PodSandboxMetadata, PullImageRequest, RemoveContainerRequest, RemoveImageRequest,
+    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest,
+    StopPodSandboxRequest, UserNamespace, VersionRequest,
 };
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
@@ -27,7 +28,7 @@ pub struct Kubelet {
     images: ImageServiceClient<Channel>,
 }
 
-/// A pod in the host's network, which needs no plugin.
+/// A pod, in the host's network unless that cannot be.
 #[derive(Debug, Clone)]
 pub struct Pod {
     id: String,
@@ -98,11 +99,41 @@ impl Kubelet {
 
     /// Starts a pod.
     pub fn run_pod(&mut self, name: &str) -> Result<Pod> {
-        let namespaces = NamespaceOption {
-            network: NamespaceMode::Node.into(),
-            pid: NamespaceMode::Container.into(),
-            ipc: NamespaceMode::Pod.into(),
+        self.run_pod_in(
+            name,
+            NamespaceOption {
+                network: NamespaceMode::Node.into(),
+                pid: NamespaceMode::Container.into(),
+                ipc: NamespaceMode::Pod.into(),
+                userns_options: None,
+            },
+        )
+    }
+
+    /// Starts a pod with a user namespace (`hostUsers: false`), whose ids are those of this node from `first` on. It has
+    /// a network of its own, since the host's belongs to another user namespace.
+    pub fn run_pod_of_users(&mut self, name: &str, first: u32) -> Result<Pod> {
+        let mapping = IdMapping {
+            host_id: first,
+            container_id: 0,
+            length: 65_536,
         };
+        self.run_pod_in(
+            name,
+            NamespaceOption {
+                network: NamespaceMode::Pod.into(),
+                pid: NamespaceMode::Container.into(),
+                ipc: NamespaceMode::Pod.into(),
+                userns_options: Some(UserNamespace {
+                    mode: NamespaceMode::Pod.into(),
+                    uids: vec![mapping],
+                    gids: vec![mapping],
+                }),
+            },
+        )
+    }
+
+    fn run_pod_in(&mut self, name: &str, namespaces: NamespaceOption) -> Result<Pod> {
         let config = PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
                 name: name.to_owned(),
@@ -136,6 +167,7 @@ impl Kubelet {
             }),
             image: spec(image),
             command: command.iter().map(|word| String::from(*word)).collect(),
+            linux: pod.of_users(),
             ..ContainerConfig::default()
         };
         let create = CreateContainerRequest {
@@ -211,6 +243,20 @@ impl Kubelet {
         self.runtime
             .block_on(self.containers.remove_pod_sandbox(remove))?;
         Ok(())
+    }
+}
+
+impl Pod {
+    /// What a container of it has to say as well, if the pod has a user namespace.
+    fn of_users(&self) -> Option<LinuxContainerConfig> {
+        let sandbox = self.config.linux.as_ref()?.security_context.as_ref()?;
+        let namespaces = sandbox.namespace_options.clone()?;
+        namespaces.userns_options.as_ref()?;
+        Some(LinuxContainerConfig {
+            security_context: Some(LinuxContainerSecurityContext {
+                namespace_options: Some(namespaces),
+            }),
+        })
     }
 }
 

@@ -180,7 +180,7 @@ impl Ctr {
     ///
     /// What is removed while a collection is under way is not seen by it, yet whoever waits is told at its end, and nothing
     /// starts another. So the second one counts.
-    fn collect(&self) -> Result<()> {
+    pub fn collect(&self) -> Result<()> {
         for _ in 0..2 {
             let lease = self.call(&["leases", "create"])?;
             self.call(&["leases", "delete", "--sync", lease.trim()])?;

@@ -201,6 +201,12 @@ impl Host {
         self.publish_layers(name, &layout, &layers, Some(how))
     }
 
+    /// Starts the snapshotter again with another configuration.
+    pub fn configure(self, config: &str) -> Result<Self> {
+        self.snapshotter.configure_anew(&self.containerd, config)?;
+        self.restart_snapshotter(Signal::SIGTERM)
+    }
+
     /// Stops the snapshotter with `signal`, starts it again and waits until containerd, which backs off
     /// from a socket that refused it, has reached it.
     pub fn restart_snapshotter(self, signal: Signal) -> Result<Self> {

@@ -156,6 +156,22 @@ impl Layout {
         })
     }
 
+    /// Makes the layout's only root an image index of one image for each platform: an architecture, and layers
+    /// that are in the layout.
+    pub fn add_platforms(&self, platforms: &[(&str, Vec<Layer>)]) -> Result<Vec<Image>> {
+        let (mut images, mut manifests) = (Vec::new(), Vec::new());
+        for (architecture, layers) in platforms {
+            images.push(self.add_image(layers, &["sh"], "x")?);
+            let mut entry = self.roots()?.remove(0);
+            entry["platform"] = json!({"architecture": architecture, "os": "linux"});
+            manifests.push(entry);
+        }
+        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests});
+        let root = self.add_json(INDEX, &index)?;
+        self.write_index(&[root])?;
+        Ok(images)
+    }
+
     /// The descriptors that `index.json` lists.
     pub fn roots(&self) -> Result<Vec<Value>> {
         let index: Value = serde_json::from_slice(&fs::read(self.dir.join("index.json"))?)?;
@@ -194,6 +210,14 @@ impl Image {
 /// The digest of `bytes`.
 pub fn sha256(bytes: &[u8]) -> String {
     format!("sha256:{}", hex(&Sha256::digest(bytes)))
+}
+
+/// An architecture that is not this machine's.
+pub fn other_architecture() -> &'static str {
+    match architecture() {
+        "arm64" => "amd64",
+        _ => "arm64",
+    }
 }
 
 /// This machine's architecture as images call it.

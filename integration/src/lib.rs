@@ -7,6 +7,7 @@
 pub mod binaries;
 pub mod busybox;
 pub mod cache;
+pub mod collector;
 pub mod command;
 pub mod containerd;
 pub mod cri;
@@ -27,6 +28,7 @@ pub mod service;
 pub mod snapshotter;
 pub mod soak;
 pub mod tamper;
+pub mod terminal;
 pub mod walk;
 
 pub use containerd::Containerd;

@@ -71,17 +71,13 @@ impl Snapshotter {
     ) -> Result<(PathBuf, u16)> {
         let metrics = free_port()?;
         let dir = scratch.dir("soci")?;
-        let head = format!("metrics_address = \"127.0.0.1:{metrics}\"\n");
-        let store = match config.contains("[content_store]") {
-            true => String::new(),
-            false => format!(
-                "\n[content_store]\ntype = \"soci\"\ncontainerd_address = \"{CONTAINERD}\"\n"
-            ),
-        };
-        let socket = containerd.socket().display().to_string();
-        let text = format!("{head}{config}{store}").replace(CONTAINERD, &socket);
-        fs::write(dir.join("config.toml"), text)?;
+        write_config(&dir, metrics, containerd, config)?;
         Ok((dir, metrics))
+    }
+
+    /// Gives it another configuration, which holds from its next start on.
+    pub fn configure_anew(&self, containerd: &Containerd, config: &str) -> Result<()> {
+        write_config(&self.dir, self.metrics, containerd, config)
     }
 
     /// Stops it with `signal` and starts it again on the same root.
@@ -190,6 +186,11 @@ impl Snapshotter {
         Ok(page)
     }
 
+    /// The port of the metrics page, on loopback.
+    pub fn metrics_port(&self) -> u16 {
+        self.metrics
+    }
+
     /// How many layers it has directories for.
     pub fn layers(&self) -> Result<Vec<String>> {
         let dir = self.root().join("layers");
@@ -216,6 +217,21 @@ impl Snapshotter {
             .map(|mount| mount.mount_point)
             .collect())
     }
+}
+
+/// The configuration file in `dir`: what every test needs, and `config`.
+fn write_config(dir: &Path, metrics: u16, containerd: &Containerd, config: &str) -> Result<()> {
+    let head = format!("metrics_address = \"127.0.0.1:{metrics}\"\n");
+    let store = match config.contains("[content_store]") {
+        true => String::new(),
+        false => {
+            format!("\n[content_store]\ntype = \"soci\"\ncontainerd_address = \"{CONTAINERD}\"\n")
+        }
+    };
+    let socket = containerd.socket().display().to_string();
+    let text = format!("{head}{config}{store}").replace(CONTAINERD, &socket);
+    fs::write(dir.join("config.toml"), text)?;
+    Ok(())
 }
 
 /// The command that starts the daemon in `dir`.
@@ -254,6 +270,23 @@ impl Soci {
             root: scratch.dir("soci-cli")?,
             containerd: Some((containerd.socket(), namespace)),
             snapshotter: containerd.snapshotter_socket(),
+        })
+    }
+
+    /// This one, asking the daemon at `socket`.
+    pub fn asking(self, socket: &Path) -> Self {
+        let snapshotter = socket.to_owned();
+        Self {
+            snapshotter,
+            ..self
+        }
+    }
+
+    /// The same, with its root named `name`.
+    pub fn with_root(scratch: &Scratch, containerd: &Containerd, name: &str) -> Result<Self> {
+        Ok(Self {
+            root: scratch.dir("soci-roots")?.join(name),
+            ..Self::with(scratch, containerd)?
         })
     }
 

@@ -1,6 +1,7 @@
 //! As a kubelet drives it: pods and images through containerd's CRI plugin, and credentials through our image service.
 #![allow(clippy::unwrap_used)]
 
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::time::Duration;
 
 use integration::busybox::{self, noise};
@@ -76,11 +77,22 @@ fn a_pod_lives_and_dies_by_cri_on_a_lazy_image_of_many_layers() {
 
     // The pause image is unpacked, and its program takes a megabyte.
     let used = until("the image file system is in use", COLLECTED, || {
-        let all = kubelet.image_file_systems()?;
-        let used = all.first().and_then(|one| one.used_bytes);
-        Ok(used.filter(|used| used.value > 1 << 20))
+        let first = kubelet.image_file_systems()?.into_iter().next();
+        Ok(first.filter(|one| one.used_bytes.is_some_and(|used| used.value > 1 << 20)))
     });
-    used.unwrap();
+    let mountpoint = used.unwrap().fs_id.unwrap().mountpoint;
+    // Where the kubelet looks for the space that is left: on our disk, if containerd knows of `exports.root`.
+    let names = if integration::containerd::version().unwrap() >= (1, 7) {
+        vec![host.snapshotter.root()]
+    } else {
+        // From 1.6.32 on it does.
+        let of_containerd = "containerd/root/io.containerd.snapshotter.v1.soci";
+        vec![
+            host.snapshotter.root(),
+            host.scratch.path().join(of_containerd),
+        ]
+    };
+    assert!(names.contains(&mountpoint.clone().into()), "{mountpoint}");
 
     kubelet.remove(&container).unwrap();
     kubelet.remove_pod(pod).unwrap();
@@ -142,6 +154,52 @@ fn credentials_of_a_pull_serve_lazy_reads_also_of_the_next_daemon_and_go_with_th
     assert!(kept.exists());
     kubelet.remove_image(&id).unwrap();
     assert!(!kept.exists());
+    drop(kubelet);
+    host.finish().unwrap();
+}
+
+#[test]
+fn a_pod_with_a_user_namespace_runs_on_lazy_layers_as_the_owner_of_their_files() {
+    if integration::containerd::version().unwrap() < (2, 0) {
+        eprintln!(
+            "left out: pods have user namespaces with containerd 2.0 and newer (scripts/matrix sid)"
+        );
+        return;
+    }
+    const FIRST: u32 = 131_072;
+    let host = node(ON_DEMAND);
+    // Its containers have to get through.
+    let through = std::fs::Permissions::from_mode(0o711);
+    std::fs::set_permissions(host.scratch.path(), through).unwrap();
+    let content = noise(2 << 20);
+    let image = host.publish_files("app", &[("large", &content)]).unwrap();
+    let socket = host.containerd.socket();
+    let mut kubelet = Kubelet::new(&socket, &socket).unwrap();
+    let pod = kubelet.run_pod_of_users("pod", FIRST).unwrap();
+    let id = kubelet.pull(&image.reference, None).unwrap();
+    let container = kubelet.start(&pod, &id, &SLEEP).unwrap();
+    let script = "/bin/busybox head -n 1 /proc/self/uid_map; stat -c %u:%g /large; sha256sum /large; echo new >/new";
+    let read = kubelet
+        .output(&container, &["/bin/sh", "-c", script])
+        .unwrap();
+    let mut lines = read.lines();
+    let map: Vec<&str> = lines.next().unwrap().split_whitespace().collect();
+    assert_eq!(map, ["0", "131072", "65536"]);
+    assert_eq!(lines.next(), Some("0:0"));
+    assert_eq!(
+        lines.next(),
+        Some(format!("{}  /large", sha256_hex(&content)).as_str())
+    );
+    let snapshots = host.snapshotter.root().join("snapshotter/snapshots");
+    let written = std::fs::read_dir(snapshots).unwrap();
+    let mut written =
+        written.filter_map(|it| std::fs::metadata(it.unwrap().path().join("fs/new")).ok());
+    assert_eq!(written.next().map(|new| new.uid()), Some(FIRST));
+    // Nothing was copied to change its owner: what is local of the image is what was read.
+    assert_eq!(host.snapshotter.fuse_mounts().unwrap().len(), 2);
+    kubelet.remove(&container).unwrap();
+    kubelet.remove_pod(pod).unwrap();
+    kubelet.remove_image(&id).unwrap();
     drop(kubelet);
     host.finish().unwrap();
 }

@@ -5,10 +5,10 @@ use integration::busybox::noise;
 use integration::command::{fail, run};
 use integration::ctr::Run;
 use integration::host::{SMALL_SPANS, small_layers};
-use integration::image::{INDEX, MANIFEST, architecture};
+use integration::image::{INDEX, MANIFEST, architecture, other_architecture};
 use integration::push::push;
 use integration::{Containerd, Ctr, DockerRegistry, Image, Layout, Scratch, Soci};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 const INDEX_DIGEST: &str = "com.amazon.soci.index-digest";
 
@@ -59,25 +59,14 @@ impl Site {
     /// An image of two platforms, both pulled.
     fn two_platforms(&self, name: &str) -> String {
         let layout = Layout::create(&self.scratch.path().join(name)).unwrap();
-        let other = if architecture() == "arm64" {
-            "amd64"
-        } else {
-            "arm64"
-        };
-        let mut manifests = Vec::new();
-        for platform in [architecture(), other] {
+        let platforms = [architecture(), other_architecture()].map(|platform| {
             let content = [platform.as_bytes(), &noise(100_000)].concat();
-            let layers = small_layers(&layout, &[("file", &content)]).unwrap();
-            layout.add_image(&layers, &["sh"], "x").unwrap();
-            let mut entry = layout.roots().unwrap().remove(0);
-            entry["platform"] = json!({"architecture": platform, "os": "linux"});
-            manifests.push(entry);
-        }
-        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests});
-        let bytes = serde_json::to_vec(&index).unwrap();
-        let digest = layout.add_blob(&bytes).unwrap();
-        let root = json!({"schemaVersion": 2, "manifests": [{"mediaType": INDEX, "digest": digest, "size": bytes.len()}]});
-        std::fs::write(layout.path().join("index.json"), root.to_string()).unwrap();
+            (
+                platform,
+                small_layers(&layout, &[("file", &content)]).unwrap(),
+            )
+        });
+        layout.add_platforms(&platforms).unwrap();
         let reference = self.registry.reference(&format!("{name}:latest"));
         push(&layout, &reference).unwrap();
         let fetch = [
@@ -586,6 +575,6 @@ fn an_index_named_by_the_user_is_passed_on_to_the_snapshotter() {
         &["rpull", "--soci-index-digest", "sha256:12", &reference],
     );
     assert!(error.contains("not a sha256 digest"), "{error}");
-    let error = refused(&soci, &["rpull", "--user", "nocolon", &reference]);
+    let error = refused(&soci, &["rpull", "--user", ":nobody", &reference]);
     assert!(error.contains("USER:PASSWORD"), "{error}");
 }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::process::Command;
 
 use integration::binaries::{binary, project};
@@ -45,6 +45,8 @@ fn capabilities(pid: u32) -> u64 {
 #[test]
 fn the_capabilities_of_the_unit_are_enough_for_lazy_and_for_unpacked_layers() {
     let scratch = Scratch::new().unwrap();
+    // Containers in user namespaces have to get through.
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o711)).unwrap();
     let registry = DockerRegistry::start(&scratch).unwrap();
     let containerd = Containerd::start(&scratch).unwrap();
     let snapshotter =
@@ -73,6 +75,13 @@ fn the_capabilities_of_the_unit_are_enough_for_lazy_and_for_unpacked_layers() {
             .ctr()
             .run(Run::shell(&published.reference, name, script));
         assert_eq!(run.unwrap(), "small\nwritten\n");
+        // With mapped ids, as containers in user namespaces have.
+        let mut mapped = host.ctr().command();
+        mapped.args(["run", "--rm", "--snapshotter", "soci", "--remap-labels"]);
+        mapped.args(["--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536"]);
+        mapped.args([&published.reference, "mapped", "/bin/sh", "-c"]);
+        let run = integration::command::run(mapped.arg("stat -c %u:%g /small"));
+        assert_eq!(run.unwrap(), "0:0\n");
         host.ctr().remove_image(&published.reference).unwrap();
     }
     until(

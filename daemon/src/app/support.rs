@@ -15,6 +15,38 @@ const HINT: &str = "the root directory must be on a file system that can hold th
     of an overlay (ext4, xfs, btrfs; not an overlay itself); set skip_check_snapshotter_supported = \
     true to start all the same";
 
+/// CAP_SYS_ADMIN in the masks of /proc/self/status.
+const SYS_ADMIN: u64 = 1 << 21;
+
+/// Whether this process may mount what containers of the system's root stand on.
+///
+/// # Errors
+/// It may not; the text says what to do.
+pub(super) fn check_rights() -> Result<()> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    ensure!(
+        may_mount(&status),
+        "this process may not mount anything (it lacks CAP_SYS_ADMIN), and image layers are mounted: run it as root, \
+         as a service of the system beside a containerd that root runs; a rootless containerd cannot be served"
+    );
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    ensure!(
+        !in_user_namespace(&map),
+        "this process runs in a user namespace, as beside a rootless containerd, which cannot be served: opaque \
+         directories, device nodes and owners of layers are out of reach there; set skip_check_snapshotter_supported \
+         = true to start all the same"
+    );
+    Ok(())
+}
+
+/// Assumed if nothing is told: the mount itself tells then.
+fn may_mount(status: &str) -> bool {
+    let mut lines = status.lines();
+    let mask = lines.find_map(|line| line.strip_prefix("CapEff:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_none_or(|mask| mask & SYS_ADMIN != 0)
+}
+
 /// Mounts an overlay below `root` and takes it away again.
 ///
 /// # Errors
@@ -91,6 +123,15 @@ fn knows_user_xattr(release: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_lacks_the_capability_for_mounts_is_told_apart() {
+        assert!(may_mount("Name:\tx\nCapEff:\t000001ffffffffff\n"));
+        assert!(!may_mount(
+            "CapPrm:\tffffffffffffffff\nCapEff:\t0000000000000000\n"
+        ));
+        assert!(may_mount(""));
+    }
 
     #[test]
     fn user_xattrs_are_asked_for_inside_user_namespaces_of_new_kernels() {

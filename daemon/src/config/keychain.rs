@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct KubeconfigKeychainConfig {
-    /// Uses the cluster's image pull secrets.
+    /// Uses the image pull secrets of all namespaces of the cluster.
     pub enable_keychain: bool,
-    /// Path of the kubeconfig; empty: found by the usual rules.
+    /// Path of the kubeconfig; empty: `$KUBECONFIG`, `~/.kube/config`, or what a pod is given.
     pub kubeconfig_path: String,
 }
 
@@ -35,7 +35,7 @@ impl Default for CriKeychainConfig {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct KubeletKeychainConfig {
-    /// `--image-credential-provider-config`, as JSON; empty: none are used.
+    /// `--image-credential-provider-config`; empty: none are used.
     pub config_path: String,
     /// `--image-credential-provider-bin-dir`.
     pub bin_dir: String,

@@ -167,6 +167,24 @@ fn an_external_decompressor_is_checked() {
 }
 
 #[test]
+fn a_collector_is_an_address_of_http_and_has_the_usual_path() {
+    let url = |endpoint: &str| {
+        let (config, _) = parse(&format!("[traces]\nendpoint = '{endpoint}'\n"));
+        config.traces.url().unwrap().map(String::from)
+    };
+    assert_eq!(url(""), None);
+    assert_eq!(
+        url("http://127.0.0.1:4318").unwrap(),
+        "http://127.0.0.1:4318/v1/traces"
+    );
+    assert_eq!(url("https://c/otlp").unwrap(), "https://c/otlp");
+    for wrong in ["endpoint = '127.0.0.1:4318'", "sample_percent = 101"] {
+        let error = refused(&format!("[traces]\n{wrong}\n"));
+        assert!(error.starts_with("c.toml: traces."), "{error}");
+    }
+}
+
+#[test]
 fn sizes_are_read_with_their_units() {
     let size = |text: &str| ByteSize::try_from(text.to_owned()).map(|size| size.bytes);
     assert_eq!(size(""), Ok(0));

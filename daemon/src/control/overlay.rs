@@ -3,6 +3,8 @@
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::snapshot::mapped;
+
 /// A mounted overlay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Overlay {
@@ -41,9 +43,10 @@ impl Overlay {
         }
     }
 
-    /// Whether `path` is one of its lowerdirs.
+    /// Whether `path` is one of its lowerdirs, or shown by one with mapped ids.
     pub fn shows(&self, path: &Path) -> bool {
-        self.lower.iter().any(|lower| lower == path)
+        let mut lower = self.lower.iter();
+        lower.any(|lower| lower == path || mapped::shows(lower, path))
     }
 }
 

@@ -60,6 +60,14 @@ pub fn kubelet(bytes: &[u8]) {
     probes::kubelet(&String::from_utf8_lossy(image), config, answer);
 }
 
+/// A line with a host and a repository, then a secret, a page of secrets, a line of a watch, or a kubeconfig.
+pub fn pull_secrets(bytes: &[u8]) {
+    let (image, rest) = first_line(bytes);
+    let image = String::from_utf8_lossy(image);
+    let (host, repository) = image.split_once('/').unwrap_or((&image, "app"));
+    probes::secrets(host, repository, rest);
+}
+
 /// A tar of an OCI image layout.
 pub fn layout(bytes: &[u8]) {
     crate::layout::probe(bytes);

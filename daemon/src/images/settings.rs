@@ -19,7 +19,7 @@ use crate::content::{ContainerdStore, ContentStore, OciLayoutStore};
 use crate::discovery::{Discovery, Modes};
 use crate::layer::{FillOptions, LayerOptions, LayerStore};
 use crate::registry::{
-    CredentialProvider, DockerConfig, HttpConfig, KubeletProviders, Mirror, Registry,
+    CredentialProvider, DockerConfig, HttpConfig, KubeletProviders, Mirror, PullSecrets, Registry,
     RegistryConfig,
 };
 use crate::view::Views;
@@ -101,7 +101,7 @@ fn containerd(config: &Config) -> Option<PathBuf> {
     (!address.is_empty()).then(|| PathBuf::from(address))
 }
 
-/// Sources of credentials, in the order in which they are asked.
+/// Sources of credentials, in the order in which they are asked. Within a runtime.
 fn credentials(config: &Config) -> Vec<Arc<dyn CredentialProvider>> {
     let mut all: Vec<Arc<dyn CredentialProvider>> = Vec::new();
     if let Some(docker) = DockerConfig::from_env() {
@@ -114,6 +114,10 @@ fn credentials(config: &Config) -> Vec<Arc<dyn CredentialProvider>> {
             path.into(),
             programs.into(),
         )));
+    }
+    let cluster = &config.kubeconfig_keychain;
+    if cluster.enable_keychain {
+        all.push(Arc::new(PullSecrets::start(&cluster.kubeconfig_path)));
     }
     all
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 use ztoc::Digest;
 
 use crate::content::ContentStore;
@@ -13,6 +14,7 @@ use crate::layer::{LayerStore, NewLayer};
 use crate::registry::flight::Flights;
 use crate::registry::{MAX_MANIFEST_SIZE, Reference};
 use crate::snapshot::images::NotLazy;
+use crate::traces::step;
 
 /// Most pieces of content looked at to find the index of a layer whose zTOC is gone.
 const MOST_SEARCHED: usize = 10_000;
@@ -91,6 +93,7 @@ impl Ztocs {
                 // A failure is told to whoever prepares the layer: it is tried again then.
                 let _ = this.ensure(&image, layer, forms, None).await;
             };
+            let work = work.instrument(step!("zTOC ahead", layer = %layer));
             let stop = self.shared.stop.clone();
             self.shared.tasks.spawn(async move {
                 tokio::select! {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use fuse::content::ReadError;
 use futures::future::Either;
 use tokio::sync::mpsc;
+use tracing::{Instrument as _, Span};
 use ztoc::error::InflateError;
 use ztoc::unit::ByteLen as _;
 use ztoc::{CompressedOffset, CompressedSpan, SpanBuffer, SpanDecoder, SpanId, SpanTable};
@@ -20,6 +21,7 @@ use super::link::Passage;
 use super::pending::PendingRead;
 use super::schedule::{Lane, Ticket, compressed};
 use super::source::{FetchError, Sources};
+use crate::traces::{self, step};
 
 /// How often it is looked whether those who wait for a request are still there.
 const LOOK: Duration = Duration::from_millis(500);
@@ -45,16 +47,34 @@ pub(crate) struct Run {
     pub(crate) ticket: Arc<Ticket>,
     /// Counts the request as in flight already.
     pub(crate) passage: Option<Passage>,
+    /// Of the read that waits for it, in a trace.
+    trace: Span,
 }
 
 impl Run {
     /// A run of one span.
     pub(crate) fn new(landing: Landing, ticket: Arc<Ticket>) -> Self {
+        let trace = match ticket.lane() {
+            Lane::Demand => traces::here(),
+            Lane::Readahead | Lane::Fill => Span::none(),
+        };
         Self {
             landings: vec![landing],
             ticket,
             passage: None,
+            trace,
         }
+    }
+
+    /// One attempt to get it, as a part of the trace.
+    fn step(&self, layer: &Layer, attempt: u32) -> Span {
+        let spans = self.spans();
+        let bytes = || compressed(&layer.spans, &spans).byte_len();
+        self.trace.in_scope(|| {
+            step!(
+                "fetch", layer = %layer.digest, first_span = spans.start.0, end_span = spans.end.0, bytes = bytes(), attempt
+            )
+        })
     }
 
     /// The spans; none in a run without landings.
@@ -88,13 +108,15 @@ impl Run {
     /// Gets the spans; those whose bytes are wrong again, one by one.
     async fn get(self, layer: &Arc<Layer>) {
         let retries = layer.engine.options.verification_retries;
-        let ticket = Arc::clone(&self.ticket);
-        let mut open = attempt(layer, self, 0).await;
+        let (ticket, trace) = (Arc::clone(&self.ticket), self.trace.clone());
+        let step = self.step(layer, 0);
+        let mut open = attempt(layer, self, 0).instrument(step).await;
         for number in 1..=retries {
             let mut still_open = Vec::new();
             for landing in open {
-                let run = Self::new(landing, Arc::clone(&ticket));
-                still_open.extend(attempt(layer, run, number).await);
+                let run = trace.in_scope(|| Self::new(landing, Arc::clone(&ticket)));
+                let step = run.step(layer, number);
+                still_open.extend(attempt(layer, run, number).instrument(step).await);
             }
             open = still_open;
         }
@@ -136,6 +158,7 @@ async fn attempt(layer: &Arc<Layer>, run: Run, number: u32) -> Vec<Landing> {
         landings,
         ticket,
         passage,
+        ..
     } = run;
     let (Some(first), Some(last)) = (landings.first(), landings.last()) else {
         return landings;
@@ -217,9 +240,10 @@ async fn decode(
 ) -> Vec<Landing> {
     let (back, mut wrong) = mpsc::channel(landings.len().max(1));
     for landing in landings {
-        let back = back.clone();
+        let (back, trace) = (back.clone(), traces::here());
         let part = landing.part(start, bytes);
         layer.engine.decoders.submit(ticket, move |scratch| {
+            let _inside = trace.enter();
             if let Err(landing) = landing.land(&part, scratch) {
                 // Has room for all of them.
                 let _ = back.try_send(landing);
@@ -273,10 +297,13 @@ impl Landing {
     /// bytes are wrong. Blocks on file I/O and CPU.
     fn land(mut self, bytes: &[u8], scratch: &mut Scratch) -> Result<(), Self> {
         let layer = Arc::clone(&self.layer);
+        let verifying = step!("verify", span = self.span.0, bytes = bytes.len());
         let verified = match CompressedSpan::new(self.span, bytes).verify(&layer.spans) {
             Ok(verified) => verified,
             Err(error) => return Err(self.wrong(&error)),
         };
+        drop(verifying);
+        let inflating = step!("inflate", span = self.span.0);
         let mut decoder = match verified.decoder(&mut scratch.span) {
             Ok(decoder) => decoder,
             Err(error) => {
@@ -299,6 +326,7 @@ impl Landing {
         let length = plain.len();
         add(&layer.counters.spans_decoded, 1);
         add(&layer.counters.bytes_decoded, length as u64);
+        drop(inflating);
         self.deliver(plain);
         scratch.used(length);
         Ok(())
@@ -341,7 +369,9 @@ impl Landing {
         for read in layer.flights.take_waiters(self.span) {
             read.fill(&range, plain);
         }
+        let storing = step!("store", span = self.span.0, bytes = plain.len());
         let stored = layer.cache.store(self.span, range.start, plain);
+        drop(storing);
         if stored.is_ok() {
             layer.holds(plain.len() as u64);
         }
@@ -379,11 +409,11 @@ impl Landing {
     /// Checks a span that the cache claims, and has it fetched if the claim is wrong.
     pub(crate) fn recover(self, ticket: Arc<Ticket>) {
         let layer = Arc::clone(&self.layer);
-        let urgency = Arc::clone(&ticket);
-        layer
-            .engine
-            .decoders
-            .submit(&urgency, move |scratch| self.check(&ticket, scratch));
+        let (urgency, trace) = (Arc::clone(&ticket), traces::here());
+        layer.engine.decoders.submit(&urgency, move |scratch| {
+            let _inside = trace.enter();
+            self.check(&ticket, scratch);
+        });
     }
 
     fn check(mut self, ticket: &Arc<Ticket>, scratch: &mut Scratch) {

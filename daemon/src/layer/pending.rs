@@ -6,10 +6,12 @@ use std::sync::Arc;
 use fuse::Reader;
 use fuse::content::{ReadError, ReadReply};
 use parking_lot::Mutex;
+use tracing::Span;
 use ztoc::UncompressedOffset;
 use ztoc::unit::ByteLen as _;
 
 use super::counters::{Counters, add};
+use crate::traces::{self, step};
 
 /// A read and the parts of it that have come. Answered once, by whoever brings the last part or the
 /// first failure.
@@ -18,6 +20,8 @@ pub(crate) struct PendingRead {
     range: Range<UncompressedOffset>,
     gathered: Mutex<Gathered>,
     counters: Arc<Counters>,
+    /// Of the read, in a trace.
+    trace: Span,
 }
 
 #[derive(Debug)]
@@ -38,6 +42,7 @@ impl PendingRead {
         Self {
             range,
             counters,
+            trace: traces::here(),
             gathered: Mutex::new(Gathered {
                 reply: Some(reply),
                 missing: spans,
@@ -86,6 +91,9 @@ impl PendingRead {
 
     fn answer(&self, reply: Option<ReadReply>, bytes: &[u8]) {
         if let Some(reply) = reply {
+            // Whatever follows from the answer follows from the read, not from what brought the bytes.
+            let _inside = self.trace.enter();
+            let _step = step!("reply", bytes = bytes.len());
             add(&self.counters.bytes_served, bytes.len() as u64);
             reply.data(bytes);
         }

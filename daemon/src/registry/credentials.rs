@@ -8,11 +8,15 @@ mod docker_config;
 mod exec;
 mod image_pattern;
 mod kubelet;
+mod secrets;
 
 pub use docker_config::DockerConfig;
 pub use kubelet::KubeletProviders;
+pub use secrets::PullSecrets;
 #[cfg(any(test, fuzzing))]
-pub(crate) use {docker_config::probe, kubelet::probe as probe_kubelet};
+pub(crate) use {
+    docker_config::probe, kubelet::probe as probe_kubelet, secrets::probe as probe_secrets,
+};
 
 /// What a registry is shown. `Debug` hides the secret.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -68,19 +72,25 @@ pub struct CredentialError {
     pub detail: String,
 }
 
-/// Credentials given on a command line (`--user NAME:PASSWORD`), for every origin but no mirror.
+/// Credentials given on a command line (`--user NAME[:PASSWORD]`, `--refresh TOKEN`), for every origin but no mirror.
 #[derive(Debug, Clone)]
 pub struct FixedCredentials(Credentials);
 
 impl FixedCredentials {
-    /// Reads `NAME:PASSWORD`; `None` without a colon or a name. As in the original's `--user`, an empty name
-    /// would mean an identity token, and is refused here.
+    /// Reads `NAME:PASSWORD`, or `NAME` for an empty password; `None` without a name.
     pub fn parse(text: &str) -> Option<Self> {
-        let (user, password) = text.split_once(':').filter(|(user, _)| !user.is_empty())?;
-        Some(Self(Credentials::Password {
-            user: user.to_owned(),
-            password: password.to_owned(),
-        }))
+        let (user, password) = text.split_once(':').unwrap_or((text, ""));
+        (!user.is_empty()).then(|| {
+            Self(Credentials::Password {
+                user: user.to_owned(),
+                password: password.to_owned(),
+            })
+        })
+    }
+
+    /// A token that the token server exchanges.
+    pub fn token(text: &str) -> Self {
+        Self(Credentials::IdentityToken(text.to_owned()))
     }
 }
 

@@ -9,6 +9,8 @@ use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue, LOCATION};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use tokio_util::io::ReaderStream;
+use tracing::Instrument as _;
+use tracing::field::Empty;
 use url::Url;
 
 use super::auth::{Authorizer, Scope};
@@ -19,8 +21,11 @@ use super::hosts::Endpoint;
 use super::redacted::RedactedUrl;
 use super::retry::retry_after;
 use super::tls;
+use crate::traces::step;
 
 const MAX_REDIRECTS: u32 = 10;
+/// Bytes that are sent between two looks at how far an upload is.
+const PIECE: usize = 64 << 10;
 /// Bytes of an error document that are read, and how long they may take.
 const MAX_ERROR_DOCUMENT: u64 = 16 << 10;
 const ERROR_DOCUMENT_PATIENCE: Duration = Duration::from_secs(1);
@@ -40,7 +45,25 @@ pub(crate) struct Call {
 pub(crate) enum Payload {
     Empty,
     Bytes(Bytes),
-    File { path: PathBuf, size: u64 },
+    /// The same, piece by piece, with somebody who is told how many have been sent.
+    Watched {
+        bytes: Bytes,
+        sent: Sent,
+    },
+    File {
+        path: PathBuf,
+        size: u64,
+    },
+}
+
+/// Is told how many bytes of a payload are on their way: from 0 again when it is sent again.
+#[derive(Clone)]
+pub(crate) struct Sent(pub(crate) Arc<dyn Fn(u64) + Send + Sync>);
+
+impl std::fmt::Debug for Sent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Sent")
+    }
 }
 
 /// An answer whose redirects have been followed.
@@ -160,18 +183,27 @@ impl Transport {
         let request = match &call.payload {
             Payload::Empty => request,
             Payload::Bytes(bytes) => request.body(bytes.clone()),
+            Payload::Watched { bytes, sent } => request
+                .header(CONTENT_LENGTH, bytes.len())
+                .body(watched_body(bytes.clone(), sent.clone())),
             Payload::File { path, size } => request
                 .header(CONTENT_LENGTH, *size)
                 .body(file_body(path).await?),
         };
         let limit = self.patience(&call.payload);
-        let sent = tokio::time::timeout(limit, request.send()).await;
+        let trace = step!(
+            "HTTP", otel.kind = "client", http.request.method = %call.method, url.full = %RedactedUrl(url),
+            http.response.status_code = Empty,
+        );
+        let sent = request.send().instrument(trace.clone());
+        let sent = tokio::time::timeout(limit, sent).await;
         let response = sent
             .map_err(|_| Problem::Timeout {
                 awaited: "answer",
                 limit,
             })?
             .map_err(|error| send_error(&error))?;
+        trace.record("http.response.status_code", response.status().as_u16());
         tracing::debug!(method = %call.method, url = %RedactedUrl(url), status = response.status().as_u16(), "request");
         Ok(response)
     }
@@ -182,7 +214,7 @@ impl Transport {
         let sending = |size: u64| self.http.request_timeout + Duration::from_secs(size >> 17);
         match payload {
             Payload::Empty => head,
-            Payload::Bytes(bytes) => sending(bytes.len() as u64),
+            Payload::Bytes(bytes) | Payload::Watched { bytes, .. } => sending(bytes.len() as u64),
             Payload::File { size, .. } => sending(*size),
         }
     }
@@ -193,6 +225,19 @@ fn authorized(request: RequestBuilder, header: Option<&HeaderValue>) -> RequestB
         Some(header) => request.header(AUTHORIZATION, header),
         None => request,
     }
+}
+
+/// Gives a piece when the connection has taken the one before.
+fn watched_body(bytes: Bytes, sent: Sent) -> reqwest::Body {
+    let mut position = 0;
+    let pieces = std::iter::from_fn(move || {
+        (sent.0)(position as u64);
+        let end = bytes.len().min(position + PIECE);
+        let piece = bytes.slice(position..end);
+        position = end;
+        (!piece.is_empty()).then_some(Ok::<_, std::io::Error>(piece))
+    });
+    reqwest::Body::wrap_stream(futures::stream::iter(pieces))
 }
 
 async fn file_body(path: &std::path::Path) -> Result<reqwest::Body, Problem> {

@@ -50,6 +50,11 @@ impl Directories {
         })
     }
 
+    /// Above all of them.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// The directory of a snapshot.
     pub fn path(&self, id: SnapshotId) -> PathBuf {
         self.root.join(id.to_string())
@@ -138,6 +143,16 @@ impl Claim {
             create(&path.join("work"), 0o711)?;
         }
         lower.map_or(Ok(()), |lower| copy_owner(lower, &files))
+    }
+
+    /// Gives the files, as long as there are none, to user and group of this node.
+    ///
+    /// # Errors
+    /// The owner cannot be set.
+    pub fn give_to(&self, (user, group): (u32, u32)) -> Result<(), SnapshotError> {
+        let files = self.files();
+        std::os::unix::fs::lchown(&files, Some(user), Some(group))
+            .map_err(SnapshotError::io("set the owner of", &files))
     }
 
     /// The number claimed.

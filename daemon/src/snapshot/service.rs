@@ -10,6 +10,7 @@ use proto::containerd::types;
 use time::OffsetDateTime;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
+use tracing::Instrument as _;
 
 use super::filter::Filters;
 use super::labels;
@@ -18,6 +19,7 @@ use super::record::{Entry, Kind};
 use super::snapshotter::{LabelChange, NewRequest, Snapshotter};
 use super::store::CommitRequest;
 use crate::error::SnapshotError;
+use crate::traces;
 
 /// Snapshots per message of a list.
 const BATCH: usize = 100;
@@ -46,13 +48,15 @@ impl Snapshots for Service {
     ) -> Answer<api::PrepareSnapshotResponse> {
         let (metadata, _, call) = request.into_parts();
         let namespace = namespace(&metadata, &call.key);
+        let trace = traces::prepare(metadata.as_ref(), &call.key);
         let mounts = self.0.prepare(NewRequest {
             key: call.key,
             parent: some(call.parent),
             labels: call.labels.into_iter().collect(),
             namespace,
         });
-        let mounts = answer("Prepare", mounts.await)?.into_iter();
+        let mounts = mounts.instrument(trace).await;
+        let mounts = answer("Prepare", mounts)?.into_iter();
         Ok(Response::new(api::PrepareSnapshotResponse {
             mounts: mounts.map(mount).collect(),
         }))

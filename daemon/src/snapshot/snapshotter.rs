@@ -16,8 +16,9 @@ use super::decision::Wanted;
 use super::directory::Directories;
 use super::filter::Filters;
 use super::images::Images;
-use super::labels;
 use super::lowers::LowerDirs;
+use super::mapped::Mapped;
+use super::mapping::IdMapping;
 use super::mounts::{self, Mount, OverlayOptions};
 use super::record::{Entry, Kind, Labels, Record, Usage};
 use super::store::{self, CommitRequest, Store};
@@ -91,8 +92,9 @@ impl Snapshotter {
         std::fs::create_dir_all(&own).map_err(SnapshotError::io("create", &own))?;
         let directories = Directories::open(&own.join("snapshots"))?;
         let store = Store::open(&own.join("metadata.redb"), directories.first_free()?)?;
+        let mapped = Mapped::new(root, directories.root());
         Ok(Self {
-            local: Arc::new(Local::new(store, directories)),
+            local: Arc::new(Local::new(store, directories, mapped)),
             images,
             overlay,
             metrics,
@@ -123,10 +125,7 @@ impl Snapshotter {
     pub async fn prepare(&self, request: NewRequest) -> Result<Vec<Mount>, SnapshotError> {
         request.check()?;
         match Wanted::of(&request.labels, &request.namespace) {
-            Wanted::Container => {
-                warn_of_mapping(&request);
-                self.create(Kind::Active, request).await
-            }
+            Wanted::Container => self.create(Kind::Active, request).await,
             Wanted::Layer {
                 target,
                 request: layer,
@@ -165,16 +164,20 @@ impl Snapshotter {
         lowers: LowerDirs,
         claim: super::directory::Claim,
     ) -> Result<Vec<Mount>, SnapshotError> {
-        let mounted = self.mounted(&request.key, &lowers).await?;
+        let mapping = IdMapping::of(&request.labels)?;
+        let mut mounted = self.mounted(&request.key, &lowers).await?;
         let overlay = self.overlay;
         self.blocking(move |local| {
             let own = local.directories.path(claim.id());
+            mounted.paths =
+                local.mapped(&request.key, claim.id(), mapping.as_ref(), mounted.paths)?;
             let mounts = mounts::mounts(kind, &own, &mounted.paths, overlay);
             let new = NewDirectory {
                 kind,
                 key: request.key,
                 parent: request.parent,
                 labels: request.labels,
+                mapping,
             };
             local.insert(new, claim, mounted)?;
             Ok(mounts)
@@ -198,12 +201,14 @@ impl Snapshotter {
                 Ok((record, chain))
             })
             .await?;
+        let mapping = IdMapping::of(&record.labels)?;
         let lowers = self.lower_dirs(&chain)?;
         let mounted = self.mounted(&key, &lowers).await?;
         let overlay = self.overlay;
         self.blocking(move |local| {
             let own = local.directories.path(record.id);
-            let mounts = mounts::mounts(record.kind, &own, &mounted.paths, overlay);
+            let paths = local.mapped(&key, record.id, mapping.as_ref(), mounted.paths)?;
+            let mounts = mounts::mounts(record.kind, &own, &paths, overlay);
             local.hold(&key, record.id, mounted.views)?;
             Ok(mounts)
         })
@@ -394,23 +399,6 @@ fn check_labels(labels: &Labels) -> Result<(), SnapshotError> {
         what: "labels",
         detail,
     })
-}
-
-fn warn_of_mapping(request: &NewRequest) {
-    static ONCE: std::sync::Once = std::sync::Once::new();
-    let mapped = [labels::UID_MAPPING, labels::GID_MAPPING];
-    if mapped
-        .iter()
-        .any(|label| request.labels.contains_key(*label))
-    {
-        ONCE.call_once(|| {
-            tracing::warn!(
-                key = request.key,
-                "user mappings in snapshot labels are ignored: do not set the capability \
-                 remap-ids for this snapshotter in containerd's configuration"
-            );
-        });
-    }
 }
 
 impl std::fmt::Debug for Snapshotter {

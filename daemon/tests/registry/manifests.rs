@@ -1,3 +1,5 @@
+use std::sync::{Arc, Mutex};
+
 use daemon::registry::{Descriptor, Problem, media_type};
 use integration::registry::{Fault, Match, ScriptedRegistry};
 use serde_json::json;
@@ -194,6 +196,31 @@ async fn a_registry_that_keeps_referrers_says_so_when_one_is_pushed() {
         .await
         .unwrap();
     assert!(pushed.subject_known);
+}
+
+#[tokio::test]
+async fn an_upload_says_how_far_it_is_and_begins_anew_when_it_has_to() {
+    let registry = ScriptedRegistry::start().await.unwrap();
+    let client = client(quick());
+    let image = image(&registry, "a");
+    let bytes = pattern(300_000);
+    registry.script(
+        Match::path("/blobs/uploads/").method("PUT").once(),
+        Fault::status(503),
+    );
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tell = Arc::clone(&told);
+    let sent = move |bytes| tell.lock().unwrap().push(bytes);
+    let pushed = client.push_blob_watched(&image, bytes.clone().into(), sent);
+    pushed.await.unwrap();
+    let digest = Digest::of(&bytes).to_string();
+    assert_eq!(registry.content("a", &digest).unwrap(), bytes);
+    let told = told.lock().unwrap();
+    let last = told.iter().rposition(|bytes| *bytes == 0).unwrap();
+    assert!(last > 0, "the second attempt begins at 0: {told:?}");
+    let (steps, whole) = (&told[last..], bytes.len() as u64);
+    assert!(steps.is_sorted() && steps.len() > 3, "{steps:?}");
+    assert_eq!(steps.last(), Some(&whole));
 }
 
 #[tokio::test]

@@ -8,7 +8,9 @@
 #[cfg(target_arch = "x86_64")]
 use std::sync::LazyLock;
 
-use super::fast::{self, Cut, Leave, Limits, Memory, Place, Plain};
+#[cfg(target_arch = "x86_64")]
+use super::fast::Cut;
+use super::fast::{self, Leave, Limits, Memory, Place, Plain};
 use super::tables::BlockTables;
 
 /// Input, output and tables without bounds checks.

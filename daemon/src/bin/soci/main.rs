@@ -33,19 +33,24 @@ mod trace_file;
 mod wanted;
 mod ztoc_command;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
 use crate::options::{Cli, Command};
+use crate::paint::Paint;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let matches = Cli::command().try_get_matches();
+    let parsed = matches.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => return usage(&error),
     };
-    match run(cli) {
+    match run(cli, traces_http(&matches)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -55,8 +60,18 @@ fn main() -> ExitCode {
     }
 }
 
-/// Help and version are no errors; everything else has the form of all our errors.
+/// Help and version are no errors, nor is asking for nothing, which gets help as in the original; everything else has the
+/// form of all our errors.
 fn usage(error: &clap::Error) -> ExitCode {
+    let nothing = [
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand,
+        ErrorKind::MissingSubcommand,
+    ];
+    if nothing.contains(&error.kind()) {
+        // A reader that went away wanted no more.
+        let _ = std::io::stdout().lock().write_all(&help());
+        return ExitCode::SUCCESS;
+    }
     if !error.use_stderr() {
         let _ = error.print();
         return ExitCode::SUCCESS;
@@ -66,11 +81,38 @@ fn usage(error: &clap::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn run(cli: Cli) -> Result<()> {
-    let level = if cli.globals.debug { "debug" } else { "warn" };
+/// The help of the command that has been named so far.
+fn help() -> Vec<u8> {
+    let mut command = Cli::command();
+    command.build();
+    let mut named = &command;
+    for word in std::env::args().skip(1) {
+        named = named.find_subcommand(word).unwrap_or(named);
+    }
+    let text = named.clone().render_help();
+    text.to_string().into_bytes()
+}
+
+/// Whether the command, whichever it is, has `--http-trace`.
+fn traces_http(matches: &ArgMatches) -> bool {
+    let mut innermost = matches;
+    while let Some((_, inner)) = innermost.subcommand() {
+        innermost = inner;
+    }
+    let flag = innermost.try_get_one::<bool>("http_trace");
+    flag.is_ok_and(|flag| flag.copied().unwrap_or_default())
+}
+
+fn run(cli: Cli, traces_http: bool) -> Result<()> {
+    let level = match (cli.globals.debug, traces_http) {
+        (true, _) => "debug",
+        (false, true) => "warn,daemon::registry=debug",
+        (false, false) => "warn",
+    };
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(level))
         .with_writer(std::io::stderr)
+        .with_ansi(Paint::of_stderr().is_on())
         .init();
     // The first provider set wins, and only this program sets one.
     let _ = rustls::crypto::ring::default_provider().install_default();

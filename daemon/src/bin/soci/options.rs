@@ -1,9 +1,10 @@
 //! The command line: what all commands share.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use daemon::containerd;
 use daemon::registry::{DockerConfig, FixedCredentials, RegistryConfig, TlsConfig};
 use ztoc::SpanSize;
@@ -19,7 +20,11 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(name = "soci", version = daemon::version_line(), max_term_width = 100)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
+#[command(disable_version_flag = true, args_override_self = true)]
 pub(crate) struct Cli {
+    /// Print the version
+    #[arg(long, short = 'V', visible_short_alias = 'v', action = ArgAction::Version)]
+    version: Option<bool>,
     #[command(flatten)]
     pub(crate) globals: Globals,
     #[command(subcommand)]
@@ -179,9 +184,17 @@ pub(crate) enum Optimization {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Registry options")]
 pub(crate) struct RegistryArguments {
-    /// User name and password, NAME:PASSWORD [default: from the Docker configuration]
-    #[arg(long, short, value_name = "USER:PASSWORD", hide_env_values = true)]
+    /// User name and password [default: from the Docker configuration]
+    #[arg(
+        long,
+        short,
+        value_name = "USER[:PASSWORD]",
+        conflicts_with = "refresh"
+    )]
     user: Option<String>,
+    /// Identity token, which the registry's token server exchanges
+    #[arg(long, value_name = "TOKEN")]
+    refresh: Option<String>,
     /// Speak plain HTTP
     #[arg(long)]
     plain_http: bool,
@@ -200,6 +213,9 @@ pub(crate) struct RegistryArguments {
     /// Directories of HOST/hosts.toml, as containerd has them; repeat it or separate by commas
     #[arg(long, value_delimiter = ',', value_name = "DIR")]
     hosts_dir: Vec<PathBuf>,
+    /// Say on standard error what registries are asked and what they answer, without secrets
+    #[arg(long, visible_alias = "http-dump")]
+    http_trace: bool,
 }
 
 impl RegistryArguments {
@@ -215,17 +231,16 @@ impl RegistryArguments {
             },
             ..RegistryConfig::default()
         };
-        match &self.user {
-            Some(user) => {
-                let fixed = FixedCredentials::parse(user)
-                    .ok_or_else(|| anyhow::anyhow!("--user must be USER:PASSWORD"))?;
-                config.credentials.push(std::sync::Arc::new(fixed));
-            }
-            None => {
-                if let Some(docker) = DockerConfig::from_env() {
-                    config.credentials.push(std::sync::Arc::new(docker));
-                }
-            }
+        if let Some(user) = &self.user {
+            let fixed = FixedCredentials::parse(user)
+                .ok_or_else(|| anyhow::anyhow!("--user must be USER:PASSWORD"))?;
+            config.credentials.push(Arc::new(fixed));
+        } else if let Some(token) = &self.refresh {
+            config
+                .credentials
+                .push(Arc::new(FixedCredentials::token(token)));
+        } else if let Some(docker) = DockerConfig::from_env() {
+            config.credentials.push(Arc::new(docker));
         }
         Ok(config)
     }

@@ -23,10 +23,24 @@ pub(crate) enum Colour {
 impl Paint {
     /// Colours if standard output is a terminal and NO_COLOR is not set.
     pub(crate) fn of_stdout() -> Self {
+        Self::if_terminal(&std::io::stdout())
+    }
+
+    /// The same of standard error.
+    pub(crate) fn of_stderr() -> Self {
+        Self::if_terminal(&std::io::stderr())
+    }
+
+    fn if_terminal(output: &impl IsTerminal) -> Self {
         let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Self {
-            on: std::io::stdout().is_terminal() && !unwanted,
+            on: output.is_terminal() && !unwanted,
         }
+    }
+
+    /// Whether there are colours.
+    pub(crate) fn is_on(self) -> bool {
+        self.on
     }
 
     pub(crate) fn text(self, colour: Colour, text: &str) -> String {

@@ -104,6 +104,11 @@ impl Bar {
         self.bar.inc(bytes);
     }
 
+    /// `bytes` of them are done, in all.
+    pub(crate) fn at(&self, bytes: u64) {
+        self.bar.set_position(bytes);
+    }
+
     pub(crate) fn message(&self, text: &str) {
         self.bar.set_message(text.to_owned());
     }

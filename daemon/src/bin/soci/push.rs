@@ -23,6 +23,10 @@ use crate::session::Session;
 
 /// Larger zTOCs are not read into memory to be pushed.
 const MAX_BLOB_SIZE: u64 = 1 << 30;
+/// Blobs uploaded at a time, unless the user says otherwise: the original's number.
+const UPLOADS: u64 = 3;
+/// Most blobs uploaded at a time, whatever the user says: each is held in memory.
+const MOST_UPLOADS: u64 = 64;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -33,9 +37,9 @@ pub(crate) struct Arguments {
     /// What to do if the registry has an index of the image already
     #[arg(long, value_enum, default_value = "warn", value_name = "WHAT")]
     existing_index: ExistingIndex,
-    /// Blobs uploaded at a time
-    #[arg(long, default_value = "3", value_parser = clap::value_parser!(u16).range(1..=64))]
-    max_concurrent_uploads: u16,
+    /// Blobs uploaded at a time, at most 64; 0 is the default
+    #[arg(long, default_value_t = UPLOADS, value_name = "NUMBER")]
+    max_concurrent_uploads: u64,
     /// Print only the digests of the indexes pushed
     #[arg(long, short)]
     quiet: bool,
@@ -45,15 +49,9 @@ pub(crate) struct Arguments {
     ignored: IgnoredArguments,
 }
 
-/// Flags that nerdctl and scripts pass on, without effect here or in the original.
+/// A flag that nerdctl and scripts pass on, without effect here or in the original.
 #[derive(Debug, Args)]
 struct IgnoredArguments {
-    #[arg(long, hide = true)]
-    refresh: bool,
-    #[arg(long, hide = true)]
-    http_dump: bool,
-    #[arg(long, hide = true)]
-    http_trace: bool,
     #[arg(long, hide = true)]
     snapshotter: Option<String>,
 }
@@ -244,6 +242,10 @@ impl Pusher<'_> {
     }
 
     async fn blobs(&self, index: &Manifest) -> Result<()> {
+        let at_once = match self.arguments.max_concurrent_uploads {
+            0 => UPLOADS,
+            wanted => wanted.min(MOST_UPLOADS),
+        };
         stream::iter(&index.layers)
             .map(|blob| async move {
                 let digest = blob.digest;
@@ -257,7 +259,7 @@ impl Pusher<'_> {
                 })?;
                 self.upload(&digest, bytes, None).await
             })
-            .buffer_unordered(self.arguments.max_concurrent_uploads.into())
+            .buffer_unordered(usize::try_from(at_once)?)
             .try_collect()
             .await
     }
@@ -275,9 +277,14 @@ impl Pusher<'_> {
             return Ok(());
         }
         self.tell("pushing artifact", "pushing", digest);
-        let upload = self.progress.spinner(&format!("push {}", short(digest)));
-        let pushed = self.registry.push_blob(&self.reference, bytes).await;
-        upload.done();
+        let label = format!("push {}", short(digest));
+        let bar = self.progress.bytes(&label, bytes.len() as u64);
+        let upload = bar.clone();
+        let pushed = self
+            .registry
+            .push_blob_watched(&self.reference, bytes, move |sent| upload.at(sent))
+            .await;
+        bar.done();
         pushed?;
         self.tell("successfully pushed artifact", "pushed", digest);
         Ok(())

@@ -24,8 +24,8 @@ const MAX_LIST: u64 = 64 << 20;
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct PrefetchArguments {
-    /// File of the image to be fetched as soon as the image is there; repeat it
-    #[arg(long = "prefetch-file", value_name = "PATH")]
+    /// File of the image to be fetched as soon as the image is there; repeat it or separate by commas
+    #[arg(long = "prefetch-file", value_delimiter = ',', value_name = "PATH")]
     files: Vec<String>,
     /// JSON array of such files
     #[arg(long, value_name = "FILE")]

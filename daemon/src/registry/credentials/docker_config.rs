@@ -148,6 +148,16 @@ impl File {
     }
 }
 
+/// The keys of a configuration, hosts with or without more, and what is to be shown there. Entries that are not what they
+/// should be are left out, as is all of a text that is no configuration.
+pub(super) fn logins(bytes: &[u8]) -> Vec<(String, Credentials)> {
+    let file = serde_json::from_slice::<File>(bytes).ok();
+    let entries = file.into_iter().flat_map(|file| file.auths);
+    entries
+        .filter_map(|(key, auth)| Some((key, auth.credentials().ok()??)))
+        .collect()
+}
+
 /// For [`crate::hostile`]: some file, asked for some host.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn probe(bytes: &[u8], host: &str) {
@@ -191,7 +201,7 @@ fn decode(auth: &str) -> Option<Credentials> {
 }
 
 /// The host of a key: keys are hosts or URLs, and Docker Hub has several.
-fn hostname(key: &str) -> &str {
+pub(super) fn hostname(key: &str) -> &str {
     let rest = key.split_once("://").map_or(key, |(_, rest)| rest);
     match rest.split('/').next().unwrap_or_default() {
         "index.docker.io" | "registry-1.docker.io" => "docker.io",

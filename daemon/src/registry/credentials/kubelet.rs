@@ -1,6 +1,6 @@
 //! The kubelet's credential providers: programs that it runs for the images they match.
 //!
-//! The configuration is the kubelet's own (`--image-credential-provider-config`, as JSON) and so is the protocol
+//! The configuration is the kubelet's own (`--image-credential-provider-config`) and so is the protocol
 //! (`credentialprovider.kubelet.k8s.io`): a request with the image on standard input, credentials by
 //! registry on standard output, with how long and for what they may be kept.
 
@@ -75,7 +75,7 @@ struct Login {
 }
 
 impl KubeletProviders {
-    /// Providers by the kubelet's configuration file, as JSON, whose programs are in `programs`.
+    /// Providers by the kubelet's configuration file, in YAML or JSON, whose programs are in `programs`.
     pub fn new(config: PathBuf, programs: PathBuf) -> Self {
         Self {
             config,
@@ -97,13 +97,9 @@ impl KubeletProviders {
             Err(cause) => Err(cause),
         };
         read.map_err(|cause| error(cause.to_string()))?;
-        // serde's texts may quote the file, and arguments may be secret.
-        serde_json::from_slice(&bytes).map_err(|cause| {
-            let line = cause.line();
-            error(format!(
-                "no CredentialProviderConfig in JSON (line {line}; YAML has to be converted)"
-            ))
-        })
+        // The parser's texts may quote the file, and arguments may be secret.
+        let parsed = serde_saphyr::from_slice(&bytes);
+        parsed.map_err(|_| error(String::from("no CredentialProviderConfig")))
     }
 
     fn recall(&self, provider: &str, image: &str) -> Option<Option<Credentials>> {
@@ -269,7 +265,7 @@ fn parse_duration(text: &str) -> Option<Duration> {
 /// For [`crate::hostile`]: some configuration and some provider's answer, for some image.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn probe(image: &str, config: &[u8], answer: &[u8]) {
-    let config = serde_json::from_slice::<Config>(config);
+    let config = serde_saphyr::from_slice::<Config>(config);
     for provider in config.iter().flat_map(|config| &config.providers) {
         let mut patterns = provider.match_images.iter();
         patterns.any(|pattern| ImagePattern::new(pattern).matches(image));

@@ -2,6 +2,7 @@
 
 use std::time::{Instant, SystemTime};
 
+use tracing::Instrument as _;
 use ztoc::Digest;
 
 use super::{NewRequest, Snapshotter};
@@ -16,6 +17,7 @@ use crate::snapshot::lowers::LowerDirs;
 use crate::snapshot::mounts::Mount;
 use crate::snapshot::record::{Kind, Source, Usage};
 use crate::snapshot::store::NewSnapshot;
+use crate::traces::{self, step};
 
 impl Snapshotter {
     /// Provides the layer that is to be committed as `target`: lazily, or unpacked by us, and then
@@ -38,6 +40,7 @@ impl Snapshotter {
             .await?;
         if known.is_some() {
             self.metrics.prepared(Outcome::Known, "");
+            traces::here().record("outcome", Outcome::Known.label());
             return Err(SnapshotError::AlreadyExists { key: target });
         }
         let lowers = self.lower_dirs(&chain)?;
@@ -54,7 +57,8 @@ impl Snapshotter {
         self.note(&target, Some(&layer), &verdict);
         match verdict {
             Verdict::Commit { mark, .. } => {
-                self.commit_layer(request, *layer, mark, claim).await?;
+                let committed = self.commit_layer(request, *layer, mark, claim);
+                committed.instrument(step!("commit")).await?;
                 Err(SnapshotError::AlreadyExists { key: target })
             }
             Verdict::Defer { .. } => self.finish(Kind::Active, request, lowers, claim).await,
@@ -133,6 +137,11 @@ impl Snapshotter {
         let digest = layer.map(|layer| layer.layer.to_string());
         let digest = digest.unwrap_or_default();
         let reason = reason.map(ToString::to_string).unwrap_or_default();
+        let trace = traces::here();
+        trace.record("container.image.name", &*image);
+        trace.record("layer", &*digest);
+        trace.record("outcome", verdict.outcome().label());
+        trace.record("reason", &*reason);
         self.metrics.journal().note(journal::Entry {
             at: SystemTime::now(),
             chain_id: target.to_owned(),

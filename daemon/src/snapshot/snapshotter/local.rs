@@ -1,6 +1,7 @@
 //! Records, directories and held views of this node. Every method may block.
 
 use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -10,6 +11,8 @@ use crate::error::SnapshotError;
 use crate::snapshot::directory::{self, Claim, Directories};
 use crate::snapshot::images::{Images, MountedView};
 use crate::snapshot::lowers::Mounted;
+use crate::snapshot::mapped::Mapped;
+use crate::snapshot::mapping::IdMapping;
 use crate::snapshot::mounts::{self, Lower};
 use crate::snapshot::record::{Entry, Kind, Labels, Record, SnapshotId, Source, Usage};
 use crate::snapshot::store::{CommitRequest, NewSnapshot, Store, kind};
@@ -20,6 +23,7 @@ type Views = Vec<Arc<dyn MountedView>>;
 pub(super) struct Local {
     pub(super) store: Store,
     pub(super) directories: Arc<Directories>,
+    mapped: Mapped,
     /// What snapshots have mounted below them. Never locked while a handle is dropped: that
     /// unmounts.
     views: Mutex<HashMap<SnapshotId, Views>>,
@@ -32,13 +36,16 @@ pub(super) struct NewDirectory {
     pub(super) key: String,
     pub(super) parent: Option<String>,
     pub(super) labels: Labels,
+    /// The container's ids, if they are others than this node's.
+    pub(super) mapping: Option<IdMapping>,
 }
 
 impl Local {
-    pub(super) fn new(store: Store, directories: Directories) -> Self {
+    pub(super) fn new(store: Store, directories: Directories, mapped: Mapped) -> Self {
         Self {
             store,
             directories: Arc::new(directories),
+            mapped,
             views: Mutex::default(),
         }
     }
@@ -48,7 +55,30 @@ impl Local {
         self.directories.claim(self.store.allocate())
     }
 
-    /// Makes the directory of a snapshot, holds its views, and records it; all or nothing.
+    /// The lower directories as a container with `mapping` is to see them.
+    pub(super) fn mapped(
+        &self,
+        key: &str,
+        id: SnapshotId,
+        mapping: Option<&IdMapping>,
+        lowers: Vec<PathBuf>,
+    ) -> Result<Vec<PathBuf>, SnapshotError> {
+        let Some(mapping) = mapping else {
+            return Ok(lowers);
+        };
+        let mapped = self.mapped.put(id, mapping, &lowers);
+        mapped.map_err(|source| {
+            // Some of them may have been mounted.
+            self.mapped.remove(id);
+            SnapshotError::Mapping {
+                key: key.to_owned(),
+                source,
+            }
+        })
+    }
+
+    /// Makes the directory of a snapshot, holds its views, and records it; all or nothing. `mounted` is as the container
+    /// is to see it.
     pub(super) fn insert(
         &self,
         new: NewDirectory,
@@ -57,7 +87,12 @@ impl Local {
     ) -> Result<(), SnapshotError> {
         let id = claim.id();
         let Mounted { paths, views } = mounted;
-        let created = claim.create(new.kind, paths.first().map(std::path::PathBuf::as_path));
+        let created = claim.create(new.kind, paths.first().map(PathBuf::as_path));
+        let created = created.and_then(|()| match &new.mapping {
+            // There is no mapped root whose owner it could get.
+            Some(mapping) if paths.is_empty() => claim.give_to(mapping.root()),
+            _ => Ok(()),
+        });
         let inserted = created.and_then(|()| {
             self.exchange(id, views);
             self.store.insert(&NewSnapshot {
@@ -71,7 +106,7 @@ impl Local {
             })
         });
         if inserted.is_err() {
-            self.exchange(id, Views::new());
+            self.let_go(id);
             // The next sweep tries again; the error to tell is the first one.
             let _ = claim.discard();
         }
@@ -93,7 +128,7 @@ impl Local {
             }),
         });
         if still.is_err() {
-            self.exchange(id, Views::new());
+            self.let_go(id);
         }
         still
     }
@@ -105,13 +140,13 @@ impl Local {
         }
         let usage = self.measure(record.id)?;
         self.store.commit(request, usage)?;
-        self.exchange(record.id, Views::new());
+        self.let_go(record.id);
         Ok(())
     }
 
     pub(super) fn remove(&self, key: &str) -> Result<(), SnapshotError> {
         let record = self.store.remove(key)?;
-        self.exchange(record.id, Views::new());
+        self.let_go(record.id);
         Ok(())
     }
 
@@ -123,10 +158,12 @@ impl Local {
     /// See [`super::Snapshotter::restore`].
     pub(super) fn restore(&self, images: &dyn Images) -> Result<(), SnapshotError> {
         let (mut held, mut unmounted) = (0, 0);
-        for Entry { key, record } in self
+        let entries = self
             .store
-            .list(|entry| entry.record.kind != Kind::Committed)?
-        {
+            .list(|entry| entry.record.kind != Kind::Committed)?;
+        let known: BTreeSet<SnapshotId> = entries.iter().map(|entry| entry.record.id).collect();
+        self.mapped.sweep(|id| known.contains(&id));
+        for Entry { key, record } in entries {
             match self.views_of(&record, images) {
                 Ok(Some(views)) => {
                     held += views.len();
@@ -184,6 +221,7 @@ impl Local {
     }
 
     pub(super) fn release_all(&self) {
+        self.mapped.clear();
         let views = std::mem::take(&mut *self.views.lock());
         drop(views);
     }
@@ -192,6 +230,12 @@ impl Local {
         let views = std::mem::take(&mut *self.views.lock());
         // The last handle to be dropped would unmount.
         std::mem::forget(views);
+    }
+
+    /// Takes off what a snapshot that is gone had mounted below it.
+    fn let_go(&self, id: SnapshotId) {
+        self.mapped.remove(id);
+        self.exchange(id, Views::new());
     }
 
     fn exchange(&self, id: SnapshotId, views: Views) {

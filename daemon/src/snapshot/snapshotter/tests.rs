@@ -10,6 +10,7 @@ use tonic::Code;
 
 use self::double::{Outcome, Scripted};
 use super::*;
+use crate::snapshot::labels;
 use crate::snapshot::record::Source;
 
 struct Ground {
@@ -471,4 +472,23 @@ async fn labels_are_replaced_merged_and_removed() {
         [label("w", "3"), label("y", "2")].into()
     );
     assert!(entry.record.updated > entry.record.created);
+}
+
+#[tokio::test]
+async fn a_label_that_is_no_mapping_is_refused_before_anything_is_made() {
+    let ground = Ground::new(Outcome::Lazy);
+    assert_eq!(code(ground.layer(1, None).await), Code::AlreadyExists);
+    for (label, value) in [
+        (labels::UID_MAPPING, "0:100000:65536"),
+        (labels::GID_MAPPING, "0:0"),
+    ] {
+        let mut request = container("c", &chain_id(1));
+        request.labels.insert(label.to_owned(), value.to_owned());
+        assert_eq!(
+            code(ground.snapshotter.prepare(request).await),
+            Code::InvalidArgument
+        );
+    }
+    assert_eq!(ground.images.mounted(), 0);
+    ground.container("c", &chain_id(1)).await.unwrap();
 }

@@ -1,0 +1,247 @@
+//! Containers in user namespaces: the snapshotter maps ids (`remap-ids`), copies nothing and changes no layer.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use integration::busybox::{self, noise};
+use integration::command::{command, run, until};
+use integration::host::{Host, Indexing, ON_DEMAND, Published, sha256_hex};
+use nix::sys::signal::Signal;
+use tar::{Builder, EntryType, Header};
+
+/// The container's root is this user and this group of the node.
+const USER: u32 = 100_000;
+const GROUP: u32 = 200_000;
+/// How many ids a container has.
+const LENGTH: u32 = 65_536;
+/// What an id is shown as that the container does not have.
+const NOBODY: &str = "65534:65534";
+/// How long things may take that take a moment.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A node whose directories let other users through to their containers.
+fn node() -> Host {
+    let host = Host::start(ON_DEMAND).unwrap();
+    let all = fs::Permissions::from_mode(0o711);
+    fs::set_permissions(host.scratch.path(), all).unwrap();
+    host
+}
+
+/// A tar of files of several owners.
+fn owned_files() -> Vec<u8> {
+    let mut tar = Builder::new(Vec::new());
+    for (path, mode, (user, group)) in [
+        ("owned", 0o640, (1000, 2000)),
+        ("beyond", 0o600, (70_000, 70_000)),
+        ("setuid", 0o4755, (33, 0)),
+    ] {
+        let mut header = Header::new_gnu();
+        header.set_entry_type(EntryType::Regular);
+        header.set_mode(mode);
+        header.set_size(path.len() as u64);
+        header.set_uid(user);
+        header.set_gid(group);
+        header.set_mtime(1_700_000_000);
+        tar.append_data(&mut header, path, path.as_bytes()).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+/// An image with layers of a program, of owned files, and of 3 MiB; those below `min_layer_size` are not lazy,
+/// and without that none is.
+fn publish(host: &Host, name: &str, min_layer_size: Option<u64>) -> Published {
+    let layout = host.layout(name).unwrap();
+    let large = busybox::file_layer("large", &noise(3 << 20)).unwrap();
+    let layers = [busybox::layer().unwrap(), owned_files(), large];
+    let layers = layers.map(|layer| layout.add_gzip_layer(&layer).unwrap());
+    let how = min_layer_size.map(|min_layer_size| Indexing {
+        min_layer_size,
+        ..Indexing::default()
+    });
+    host.publish_layers(name, &layout, &layers, how).unwrap()
+}
+
+/// `ctr run`, with ids mapped by the snapshotter.
+fn mapped(host: &Host, options: &[&str], image: &str, id: &str, script: &str) -> Command {
+    let mut ctr = host.ctr().command();
+    ctr.args(["run", "--snapshotter", "soci", "--remap-labels"]);
+    ctr.args(["--uidmap", &format!("0:{USER}:{LENGTH}")]);
+    ctr.args(["--gidmap", &format!("0:{GROUP}:{LENGTH}")]);
+    ctr.args(options).args([image, id, "/bin/sh", "-c", script]);
+    ctr
+}
+
+/// All files of unpacked layers and of containers.
+fn on_disk(host: &Host, name: &str) -> Vec<PathBuf> {
+    let snapshots = host.snapshotter.root().join("snapshotter/snapshots");
+    let snapshots = fs::read_dir(snapshots).unwrap();
+    let files = snapshots.map(|snapshot| snapshot.unwrap().path().join("fs").join(name));
+    files.filter(|file| file.exists()).collect()
+}
+
+fn owner(file: &Path) -> (u32, u32) {
+    let file = fs::symlink_metadata(file).unwrap();
+    (file.uid(), file.gid())
+}
+
+/// Mounts with mapped ids, and their mount points.
+fn mapped_directories(host: &Host) -> Vec<PathBuf> {
+    let root = host.snapshotter.root().join("snapshotter/mapped");
+    let containers = fs::read_dir(root).into_iter().flatten();
+    containers
+        .flat_map(|container| fs::read_dir(container.unwrap().path()).unwrap())
+        .map(|mount| mount.unwrap().path())
+        .collect()
+}
+
+#[test]
+fn a_container_with_mapped_ids_sees_the_owners_of_the_image_writes_as_its_own_and_changes_no_layer()
+{
+    let host = node();
+    // Lazy layers only; unpacked layers below a lazy one; unpacked layers only.
+    for (name, min_layer_size, views) in [
+        ("lazy", Some(0), 1),
+        ("mixed", Some(2 << 20), 1),
+        ("whole", None, 0),
+    ] {
+        let published = publish(&host, name, min_layer_size);
+        let image = published.reference.as_str();
+        host.soci().unwrap().rpull(image).unwrap();
+        let script = "stat -c %u:%g:%a /owned /beyond /setuid /bin / && cat /owned && echo && sha256sum /large
+            echo new >/new && stat -c %u:%g /new && echo more >>/owned && busybox chown 7:8 /owned && stat -c %u:%g /owned
+            cat /beyond 2>/dev/null || echo refused; rm /setuid && ls / | busybox grep -c setuid; busybox cat /proc/self/uid_map; sleep 1000";
+        let script = script.replace("busybox", "/bin/busybox");
+        let log = host.scratch.path().join(name);
+        let options = [
+            "--detach",
+            "--log-uri",
+            &format!("file://{}", log.display()),
+        ];
+        run(&mut mapped(&host, &options, image, name, &script)).unwrap();
+        let said = until("the container has said all", PATIENCE, || {
+            let said = fs::read_to_string(&log).unwrap_or_default();
+            Ok(said.contains("65536").then_some(said))
+        })
+        .unwrap();
+        let map: Vec<&str> = said.lines().last().unwrap().split_whitespace().collect();
+        assert_eq!(map, ["0", &USER.to_string(), &LENGTH.to_string()]);
+        let large = sha256_hex(&noise(3 << 20));
+        let lines: Vec<&str> = said.lines().collect();
+        let expected = [
+            "1000:2000:640",
+            &format!("{NOBODY}:600"),
+            "33:0:4755",
+            "0:0:755",
+            "0:0:755",
+            "owned",
+            &format!("{large}  /large"),
+            "0:0",
+            "7:8",
+        ];
+        assert_eq!(lines[..expected.len()], expected, "{name}: {said}");
+        assert!(said.contains("\nrefused\n0\n"), "{name}: {said}");
+
+        // What it wrote is its own, on this node's terms; the layers below are as they were.
+        let written = on_disk(&host, "new");
+        assert_eq!(written.len(), 1, "{written:?}");
+        assert_eq!(owner(&written[0]), (USER, GROUP));
+        let mut owners: Vec<_> = on_disk(&host, "owned")
+            .iter()
+            .map(|file| owner(file))
+            .collect();
+        owners.sort_unstable();
+        let layer = (min_layer_size != Some(0)).then_some((1000, 2000));
+        let copied = Some((USER + 7, GROUP + 8));
+        assert_eq!(owners, layer.into_iter().chain(copied).collect::<Vec<_>>());
+        assert_eq!(host.snapshotter.fuse_mounts().unwrap().len(), 2 * views);
+        // A container without a mapping shares the view with it.
+        let plain = integration::ctr::Run::shell(image, "plain", "stat -c %u:%g /owned /beyond");
+        assert_eq!(host.ctr().run(plain).unwrap(), "1000:2000\n70000:70000\n");
+
+        host.ctr()
+            .call(&["tasks", "delete", "--force", name])
+            .unwrap();
+        host.ctr().call(&["containers", "delete", name]).unwrap();
+        host.ctr().remove_image(image).unwrap();
+        assert_eq!(mapped_directories(&host).len(), 0);
+        until("all is unmounted", PATIENCE, || {
+            Ok(host.snapshotter.fuse_mounts()?.is_empty().then_some(()))
+        })
+        .unwrap();
+    }
+    host.finish().unwrap();
+}
+
+#[test]
+fn mapped_directories_outlive_the_daemon_and_come_back_when_they_are_gone() {
+    let mut host = node();
+    let published = publish(&host, "app", Some(2 << 20));
+    let image = published.reference.as_str();
+    host.soci().unwrap().rpull(image).unwrap();
+    run(&mut mapped(
+        &host,
+        &["--detach"],
+        image,
+        "app",
+        "sleep 1000",
+    ))
+    .unwrap();
+    let before = mapped_directories(&host);
+    assert_eq!(
+        before.len(),
+        2,
+        "one of the view, one of the layers below it"
+    );
+
+    let mut inspect = host.soci().unwrap().command().unwrap();
+    let seen = run(inspect.args(["inspect", "--json"])).unwrap();
+    let seen: serde_json::Value = serde_json::from_str(&seen).unwrap();
+    assert_eq!(seen["views"][0]["containers"][0]["id"], "app", "{seen}");
+
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        host = host.restart_snapshotter(signal).unwrap();
+        let ctr = host.ctr();
+        let read = [
+            "tasks",
+            "exec",
+            "--exec-id",
+            "read",
+            "app",
+            "/bin/sha256sum",
+            "/large",
+        ];
+        let expected = format!("{}  /large\n", sha256_hex(&noise(3 << 20)));
+        assert_eq!(ctr.call(&read).unwrap(), expected);
+        assert_eq!(mapped_directories(&host), before);
+    }
+    host.ctr()
+        .call(&["tasks", "delete", "--force", "app"])
+        .unwrap();
+    // As after a reboot.
+    for directory in &before {
+        run(command("umount").arg(directory)).unwrap();
+    }
+    let ctr = host.ctr();
+    ctr.call(&["tasks", "start", "--detach", "app"]).unwrap();
+    let look = [
+        "tasks",
+        "exec",
+        "--exec-id",
+        "look",
+        "app",
+        "/bin/stat",
+        "-c",
+        "%u:%g",
+        "/owned",
+    ];
+    assert_eq!(ctr.call(&look).unwrap(), "1000:2000\n");
+    assert_eq!(mapped_directories(&host), before);
+    ctr.call(&["tasks", "delete", "--force", "app"]).unwrap();
+    ctr.call(&["containers", "delete", "app"]).unwrap();
+    ctr.remove_image(image).unwrap();
+    host.finish().unwrap();
+}
