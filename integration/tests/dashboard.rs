@@ -65,6 +65,7 @@ fn every_metric_and_every_label_of_the_dashboard_is_there_when_containers_run() 
     host.ctr().call(&read).unwrap();
     let page = host.snapshotter.metrics().unwrap();
 
+    let by = Regex::new(r"by \((\w+)\)").unwrap();
     let queries = queries();
     let mut metrics = BTreeSet::new();
     for query in &queries {
@@ -105,7 +106,7 @@ fn every_metric_and_every_label_of_the_dashboard_is_there_when_containers_run() 
             metrics.insert(metric);
         }
         // What it is summed by has to be a label too.
-        for by in Regex::new(r"by \((\w+)\)").unwrap().captures_iter(query) {
+        for by in by.captures_iter(query) {
             assert!(page.contains(&format!("{}=\"", &by[1])), "{query}");
         }
     }

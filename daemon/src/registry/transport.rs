@@ -230,12 +230,15 @@ fn authorized(request: RequestBuilder, header: Option<&HeaderValue>) -> RequestB
 /// Gives a piece when the connection has taken the one before.
 fn watched_body(bytes: Bytes, sent: Sent) -> reqwest::Body {
     let mut position = 0;
+    (sent.0)(0);
     let pieces = std::iter::from_fn(move || {
-        (sent.0)(position as u64);
         let end = bytes.len().min(position + PIECE);
         let piece = bytes.slice(position..end);
         position = end;
-        (!piece.is_empty()).then_some(Ok::<_, std::io::Error>(piece))
+        (!piece.is_empty()).then(|| {
+            (sent.0)(end as u64);
+            Ok::<_, std::io::Error>(piece)
+        })
     });
     reqwest::Body::wrap_stream(futures::stream::iter(pieces))
 }
