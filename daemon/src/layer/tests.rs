@@ -310,7 +310,7 @@ impl Node {
 
 /// Nothing is in flight any more: a span is handed out before it is counted and written.
 async fn quiet(layer: &Layer) {
-    for _ in 0..4000 {
+    for _ in 0..30_000 {
         if layer.flights.is_quiet() {
             return;
         }
@@ -342,7 +342,7 @@ fn ask(layer: &Layer, range: Range<u64>) -> oneshot::Receiver<Result<Vec<u8>, Re
 }
 
 pub(super) async fn read(layer: &Layer, range: Range<u64>) -> Result<Vec<u8>, ReadError> {
-    let answer = tokio::time::timeout(Duration::from_secs(20), ask(layer, range));
+    let answer = tokio::time::timeout(Duration::from_secs(60), ask(layer, range));
     answer.await.expect("a read is answered").unwrap()
 }
 

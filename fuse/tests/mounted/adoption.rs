@@ -206,7 +206,7 @@ fn a_reader_that_waits_for_a_killed_process_is_answered_by_the_next() {
     let session = served.adopt();
     assert!(reader.join().unwrap().unwrap() == data());
     assert_eq!(asker.join().unwrap().unwrap(), b"17");
-    assert!(started.elapsed() < Duration::from_secs(5));
+    assert!(started.elapsed() < Duration::from_secs(30));
     assert_eq!(std::io::read_to_string(opened).unwrap(), "here");
     assert!(session.is_alive());
 }

@@ -9,7 +9,7 @@ use super::*;
 /// All spans written, so that nothing is in flight when the daemon dies.
 async fn settled(node: &Node) {
     let all = node.layer.spans().count() as usize;
-    for _ in 0..2000 {
+    for _ in 0..30_000 {
         if node.layer.spans_present() == all {
             return;
         }

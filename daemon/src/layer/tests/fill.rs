@@ -7,7 +7,7 @@ use crate::layer::fill::Filler;
 
 async fn filled(layer: &Layer) {
     let all = layer.spans().count() as usize;
-    for _ in 0..4000 {
+    for _ in 0..30_000 {
         if layer.spans_present() == all {
             return;
         }

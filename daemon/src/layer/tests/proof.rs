@@ -3,7 +3,7 @@
 use super::*;
 
 async fn concluded(layer: &Layer) {
-    for _ in 0..4000 {
+    for _ in 0..30_000 {
         if layer.is_proven() || layer.proof.is_wrong() {
             return;
         }
