@@ -338,7 +338,7 @@ fn is_mounted(path: &Path) -> bool {
 }
 
 async fn eventually(what: &str, holds: impl Fn() -> bool) {
-    for _ in 0..500 {
+    for _ in 0..3000 {
         if holds() {
             return;
         }
@@ -536,6 +536,13 @@ async fn a_restart_needs_no_registry_for_what_was_read_before() {
         read(view.path().join("usr/lib/large")).await.unwrap(),
         text(90_000)
     );
+    // A span is handed out before it is written.
+    let is_written = || {
+        let layers = node.images.layers().open_layers();
+        let mut states = layers.iter().flat_map(|layer| layer.span_states());
+        states.all(|state| state != 1)
+    };
+    eventually("what was read is written", is_written).await;
     drop(view);
     eventually("all is unmounted", || node.names("views").is_empty()).await;
 
@@ -713,6 +720,9 @@ async fn collecting_deletes_what_no_snapshot_names_and_never_what_is_mounted() {
     let path = view.path().to_owned();
     drop(view);
     eventually("the view is gone", || !path.exists()).await;
+    // What served it may end a little later, and a layer that is open stays.
+    let is_closed = || node.images.layers().open_layers().is_empty();
+    eventually("its layers are closed", is_closed).await;
     node.images
         .collect(&BTreeSet::from([pushed.layers[1].digest]))
         .await;
