@@ -27,6 +27,7 @@ mod push;
 mod rebuild;
 mod rpull;
 mod session;
+mod switches;
 mod table;
 mod trace;
 mod trace_file;
@@ -44,7 +45,9 @@ use crate::options::{Cli, Command};
 use crate::paint::Paint;
 
 fn main() -> ExitCode {
-    let matches = Cli::command().try_get_matches();
+    let mut command = Cli::command();
+    let arguments = switches::without_values(&command, std::env::args_os());
+    let matches = command.try_get_matches_from_mut(arguments);
     let parsed = matches.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
     let (cli, matches) = match parsed {
         Ok(parsed) => parsed,
