@@ -124,8 +124,14 @@ fn the_package_installs_starts_survives_upgrades_and_leaves_nothing() {
     .unwrap();
     let deb = package(&scratch.dir("out").unwrap());
     let again = package(&scratch.dir("again").unwrap());
-    let same = fs::read(&deb).unwrap() == fs::read(again).unwrap();
-    assert!(same, "the same commit gives another package");
+    let same = fs::read(&deb).unwrap() == fs::read(&again).unwrap();
+    let about = |deb: &Path| run(command("dpkg-deb").arg("--info").arg(deb)).unwrap();
+    assert!(
+        same,
+        "the same commit gives another package: {}\nand {}",
+        about(&deb),
+        about(&again)
+    );
     fs::copy(deb, root.join("spanshot.deb")).unwrap();
     let printed = boot(&root, LIFE_OF_A_PACKAGE);
     assert!(printed.contains("\nall of it is done\n"), "{printed}");
