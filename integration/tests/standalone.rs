@@ -340,7 +340,6 @@ fn input_that_cannot_be_converted_is_an_error_and_leaves_nothing_behind() {
     for arguments in [
         &["convert"][..],
         &["convert", "--standalone", "x"],
-        &[],
         &["frobnicate"],
     ] {
         let output = finish(soci.command().unwrap().args(arguments)).unwrap();
