@@ -14,8 +14,12 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::broadcast;
-use tracing_subscriber::fmt::MakeWriter;
 use url::form_urlencoded;
+
+use self::logged::Log;
+
+#[path = "logged/log.rs"]
+mod logged;
 
 /// How long a change may take to be known.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -241,28 +245,6 @@ async fn until(secrets: &PullSecrets, name: &str, expected: Option<&str>) {
     done.unwrap_or_else(|_| panic!("{name} does not become {expected:?}"));
 }
 
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for Log {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        self.clone()
-    }
-}
-
 #[tokio::test]
 async fn secrets_are_listed_then_followed_through_ends_of_watches_renewed_tokens_and_lost_history()
 {
@@ -331,7 +313,7 @@ async fn secrets_are_listed_then_followed_through_ends_of_watches_renewed_tokens
     assert_eq!((calls.len(), watches(&calls)), (5, 2), "{calls:#?}");
 
     drop(secrets);
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let log = log.text();
     assert!(
         log.contains("image pull secrets of the cluster are known"),
         "{log}"

@@ -3,7 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use daemon::registry::{
@@ -11,34 +11,16 @@ use daemon::registry::{
 };
 use futures::TryStreamExt as _;
 use integration::registry::{Auth, Fault, Match, ScriptedRegistry};
-use tracing_subscriber::fmt::MakeWriter;
+
+use self::logged::Log;
+
+#[path = "logged/log.rs"]
+mod logged;
 
 const PASSWORD: &str = "hunter2pass";
 /// In what the scripted registry gives out: storage signatures and tokens.
 const SIGNATURE: &str = "signature=";
 const TOKEN: &str = "token-";
-
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for Log {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        self.clone()
-    }
-}
 
 /// Uses a registry in every way that involves a secret, and returns the errors there were.
 async fn exercise(registry: &ScriptedRegistry, client: &Registry) -> String {
@@ -149,7 +131,7 @@ async fn no_secret_is_in_any_error_or_log_line() {
         errors += &exercise(&registry, &client).await;
         errors += &format!("{client:?}");
     }
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let log = log.text();
     assert!(
         errors.contains("500") && log.contains("/blobs/"),
         "nothing was exercised"

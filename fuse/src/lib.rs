@@ -30,7 +30,7 @@ pub use crate::merge::{Layer, View};
 pub use crate::passthrough::Passthrough;
 pub use crate::reader::Reader;
 pub use crate::session::{
-    KernelOffer, MountOptions, OfferError, Session, adopt, detach, device_number_at,
+    KernelOffer, MountOptions, OfferError, Session, adopt, detach, detach_all, device_number_at,
     kernel_resends, mount,
 };
 pub use crate::trace::{READ, READ_PATH, TRACE};

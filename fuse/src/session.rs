@@ -229,6 +229,13 @@ pub fn detach(mountpoint: &Path) -> io::Result<()> {
     Ok(nix::mount::umount2(mountpoint, flags)?)
 }
 
+/// Detaches whatever is mounted at `mountpoint`, one on another; whether anything was.
+pub fn detach_all(mountpoint: &Path) -> bool {
+    const MOST_STACKED: usize = 64;
+    let detached = (0..MOST_STACKED).take_while(|_| detach(mountpoint).is_ok());
+    detached.count() > 0
+}
+
 /// The device number of the view that is mounted at `mountpoint`; `None` if what is there is no view.
 /// The view itself is not asked: one whose process is gone does not answer.
 ///

@@ -244,8 +244,8 @@ impl Node {
         }
     }
 
-    /// The daemon dies and comes again.
-    async fn restart(self) -> Self {
+    /// The daemon dies; what is left of it.
+    async fn end(self) -> (PathBuf, Option<TempDir>, Packed) {
         self.store.stop().await;
         let Self {
             root,
@@ -262,8 +262,14 @@ impl Node {
         while ended.strong_count() > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+        (root, _dir, packed)
+    }
+
+    /// The daemon dies and comes again.
+    async fn restart(self) -> Self {
+        let (root, dir, packed) = self.end().await;
         let mut node = Self::at(root, packed, options()).await;
-        node._dir = _dir;
+        node._dir = dir;
         node
     }
 

@@ -15,7 +15,6 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use nix::mount::{MntFlags, umount2};
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD, Statx, StatxAttributes, StatxFlags, statx};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
@@ -24,9 +23,6 @@ use self::user_namespace::UserNamespace;
 pub use self::user_namespace::{ARGUMENT, live};
 use super::mapping::IdMapping;
 use super::record::SnapshotId;
-
-/// Most mounts taken off one mount point.
-const MOST_STACKED: usize = 64;
 
 /// The mapped directories of all snapshots.
 #[derive(Debug)]
@@ -177,7 +173,7 @@ fn show(source: &Path, target: &Path, namespace: &mut UserNamespace<'_>) -> io::
         return Ok(());
     }
     // Of a view that was mounted anew, or with another mapping.
-    unmount(target);
+    fuse::detach_all(target);
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -211,13 +207,6 @@ fn look(path: &Path) -> io::Result<Statx> {
     Ok(statx(CWD, path, flags, StatxFlags::BASIC_STATS)?)
 }
 
-fn unmount(path: &Path) {
-    let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
-    let _ = (0..MOST_STACKED)
-        .take_while(|_| umount2(path, flags).is_ok())
-        .count();
-}
-
 /// Takes off what is mounted below `own` and removes the mount points. Nothing else is ever removed: a mount that
 /// stays is full of files of layers.
 fn remove(own: &Path) {
@@ -227,7 +216,7 @@ fn remove(own: &Path) {
         Err(error) => return warn(own, &error),
     };
     for point in points {
-        unmount(&point);
+        fuse::detach_all(&point);
         if let Err(error) = fs::remove_dir(&point) {
             warn(&point, &error);
         }

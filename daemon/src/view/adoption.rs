@@ -179,7 +179,7 @@ fn take_over(shared: &Shared, left: Left, layers: Vec<fuse::Layer>) -> io::Resul
 }
 
 fn give_up(shared: &Shared, path: &Path, why: &NotAdopted) {
-    let was_mounted = sweep::unmount(path);
+    let was_mounted = fuse::detach_all(path);
     sweep::remove(path);
     if let Err(error) = shared.after.keeper.forget(&sweep::kept_name(path)) {
         tracing::warn!(path = %path.display(), "an abandoned view's descriptor is still kept: {error}");

@@ -5,12 +5,7 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use nix::mount::{MntFlags, umount2};
-
 use super::keeper::{Keep, PREFIX};
-
-/// Most mounts taken off one mount point.
-const MOST_STACKED: usize = 64;
 
 /// The record of the view mounted at `path`.
 pub(super) fn record_path(path: &Path) -> PathBuf {
@@ -39,13 +34,6 @@ pub(super) fn numbers(root: &Path) -> io::Result<BTreeSet<u64>> {
     Ok(numbers)
 }
 
-/// Takes off whatever is mounted at `path`; whether anything was.
-pub(super) fn unmount(path: &Path) -> bool {
-    let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
-    let unmounted = (0..MOST_STACKED).take_while(|_| umount2(path, flags).is_ok());
-    unmounted.count() > 0
-}
-
 /// Removes the mount point of a view that is unmounted, and its records.
 pub(super) fn remove(path: &Path) {
     let (record, opens) = (record_path(path), opens_path(path));
@@ -70,7 +58,7 @@ pub(super) fn sweep(root: &Path) -> io::Result<usize> {
     let mut unmounted = 0;
     for number in numbers(root)? {
         let path = root.join(number.to_string());
-        if unmount(&path) {
+        if fuse::detach_all(&path) {
             tracing::info!(path = %path.display(), "unmounted a view of an earlier daemon");
             unmounted += 1;
         }

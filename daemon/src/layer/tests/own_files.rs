@@ -194,20 +194,7 @@ async fn the_files_of_a_closed_layer_are_counted_and_go_with_it() {
     drop(had(&node).await);
     settled(&node).await;
     let used = node.store.bytes_cached();
-    let Node {
-        root,
-        _dir,
-        store,
-        layer,
-        packed,
-        ..
-    } = node;
-    store.stop().await;
-    let ended = Arc::downgrade(&layer);
-    drop((store, layer));
-    while ended.strong_count() > 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    let (root, _dir, packed) = node.end().await;
     let files = root.join(packed.digest.hex()).join(DIRECTORY);
     assert!(files.exists());
     let limited = LayerOptions {

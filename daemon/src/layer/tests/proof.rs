@@ -52,16 +52,7 @@ async fn a_layer_that_is_not_what_the_image_says_is_read_no_more_and_not_served_
     assert_eq!(node.read(0..10).await, Err(ReadError::Unavailable));
     assert_eq!(node.layer.counters().quarantined, 1);
 
-    let Node {
-        root,
-        _dir,
-        store,
-        layer,
-        packed,
-        ..
-    } = node;
-    store.stop().await;
-    drop((store, layer));
+    let (root, _dir, packed) = node.end().await;
     let store = LayerStore::start(&root, options(), Handle::current()).unwrap();
     assert_eq!(store.stored(&packed.digest), None);
     let source = Script::new(packed.blob.clone());

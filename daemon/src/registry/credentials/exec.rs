@@ -4,11 +4,26 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
 /// Largest answer read, in bytes.
 const MAX_ANSWER: u64 = 1 << 20;
+
+/// A variable of a program's environment, as Kubernetes' configurations have it.
+#[derive(Deserialize)]
+pub(super) struct Variable {
+    name: String,
+    value: String,
+}
+
+impl Variable {
+    /// Its name and its value.
+    pub(super) fn pair(&self) -> (&str, &str) {
+        (&self.name, &self.value)
+    }
+}
 
 /// What a program said.
 pub(super) struct Answer {
@@ -23,13 +38,13 @@ pub(super) struct Answer {
 pub(super) async fn ask(
     program: &Path,
     arguments: &[String],
-    environment: &[(String, String)],
+    environment: &[(&str, &str)],
     input: &[u8],
     patience: Duration,
 ) -> Result<Answer, String> {
     let child = Command::new(program)
         .args(arguments)
-        .envs(environment.iter().map(|(name, value)| (name, value)))
+        .envs(environment.iter().copied())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

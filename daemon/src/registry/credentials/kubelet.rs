@@ -14,8 +14,9 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::json;
 
+use super::exec::{self, Variable};
 use super::image_pattern::ImagePattern;
-use super::{CredentialError, CredentialProvider, CredentialQuery, Credentials, exec};
+use super::{CredentialError, CredentialProvider, CredentialQuery, Credentials};
 
 const MAX_FILE: u64 = 4 << 20;
 /// As long as the kubelet waits.
@@ -50,12 +51,6 @@ struct Provider {
     args: Option<Vec<String>>,
     #[serde(default)]
     env: Option<Vec<Variable>>,
-}
-
-#[derive(Deserialize)]
-struct Variable {
-    name: String,
-    value: String,
 }
 
 #[derive(Deserialize)]
@@ -129,10 +124,7 @@ impl KubeletProviders {
             "apiVersion": provider.api_version,
             "image": image,
         });
-        let environment = provider.env.iter().flatten();
-        let environment: Vec<_> = environment
-            .map(|variable| (variable.name.clone(), variable.value.clone()))
-            .collect();
+        let environment: Vec<_> = provider.env.iter().flatten().map(Variable::pair).collect();
         let (program, request) = (self.programs.join(&provider.name), request.to_string());
         let answer = exec::ask(
             &program,

@@ -11,7 +11,8 @@ use serde_json::json;
 use tokio::io::AsyncReadExt as _;
 use url::Url;
 
-use crate::registry::credentials::{CredentialError, exec};
+use crate::registry::credentials::CredentialError;
+use crate::registry::credentials::exec::{self, Variable};
 
 /// Largest file read, in bytes.
 const MAX_FILE: u64 = 4 << 20;
@@ -113,12 +114,6 @@ struct Exec {
     args: Option<Vec<String>>,
     #[serde(default)]
     env: Option<Vec<Variable>>,
-}
-
-#[derive(Deserialize)]
-struct Variable {
-    name: String,
-    value: String,
 }
 
 /// What a program answers: `ExecCredential`.
@@ -268,10 +263,11 @@ async fn ask(exec: &Exec, dir: &Path) -> Result<(Login, Option<Vec<u8>>), Creden
         "apiVersion": exec.api_version,
         "spec": { "interactive": false },
     });
-    let variables = exec.env.iter().flatten();
-    let variables = variables.map(|variable| (variable.name.clone(), variable.value.clone()));
-    let info = (String::from("KUBERNETES_EXEC_INFO"), info.to_string());
-    let environment: Vec<_> = variables.chain([info]).collect();
+    let info = info.to_string();
+    let variables = exec.env.iter().flatten().map(Variable::pair);
+    let environment: Vec<_> = variables
+        .chain([("KUBERNETES_EXEC_INFO", &*info)])
+        .collect();
     let arguments = exec.args.as_deref().unwrap_or_default();
     let answer = exec::ask(&program, arguments, &environment, b"", PATIENCE).await;
     let answer = answer.map_err(|detail| failed(&program, detail))?;
