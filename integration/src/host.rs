@@ -119,6 +119,7 @@ impl Host {
         let registry = DockerRegistry::start(&scratch)?;
         let containerd = Containerd::start(&scratch)?;
         let snapshotter = Snapshotter::start(&scratch, &containerd, config)?;
+        reached(&containerd)?;
         Ok(Self {
             containerd,
             snapshotter,
@@ -217,10 +218,7 @@ impl Host {
             scratch,
         } = self;
         let snapshotter = snapshotter.restart(signal)?;
-        let ctr = containerd.ctr();
-        until("containerd reaches the snapshotter", RECONNECTED, || {
-            Ok(ctr.reaches("soci").then_some(()))
-        })?;
+        reached(&containerd)?;
         Ok(Self {
             containerd,
             snapshotter,
@@ -262,6 +260,15 @@ impl Host {
         drop(registry);
         scratch.assert_clean()
     }
+}
+
+/// Waits until containerd has reached the snapshotter: it dials once, before a slow daemon listens, and again a second
+/// later.
+fn reached(containerd: &Containerd) -> Result<()> {
+    let ctr = containerd.ctr();
+    until("containerd reaches the snapshotter", RECONNECTED, || {
+        Ok(ctr.reaches("soci").then_some(()))
+    })
 }
 
 /// The hex sha256 of `bytes`, as `sha256sum` prints it.

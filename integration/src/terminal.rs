@@ -22,10 +22,12 @@ impl Terminal {
     pub fn run(program: &Command, setting: &str) -> Result<Self> {
         let words = std::iter::once(program.get_program()).chain(program.get_args());
         let words: Vec<_> = words.map(|word| quoted(&word.to_string_lossy())).collect();
-        let line = format!("stty cols 120 rows 40; {setting} {}", words.join(" "));
+        let line = format!("stty cols 120 rows 40; {setting} exec {}", words.join(" "));
         let mut script = command("script");
         script.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
         script.env("TERM", "xterm").env_remove("NO_COLOR");
+        // Which shell it is shall not depend on who tests. What it runs replaces it: Ctrl-C is for the program alone.
+        script.env("SHELL", "/bin/sh");
         script.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = script.spawn().context("cannot run script(1)")?;
         let mut output = child.stdout.take().context("no output")?;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use proto::containerd::services::diff::v1 as diff_api;
+use proto::containerd::services::leases::v1 as lease_api;
 use proto::containerd::services::snapshots::v1 as api;
 use proto::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
 use proto::containerd::types::Mount;
@@ -65,6 +66,28 @@ impl Containerd {
 impl Snapshotter {
     fn client(&self) -> SnapshotsClient<tonic::transport::Channel> {
         SnapshotsClient::new(self.containerd.channel.clone())
+    }
+
+    /// Adds the snapshot `name` to the client's lease, if it has one. A snapshot that was here before may belong to a
+    /// pull that failed a moment ago, and be about to be collected; what exists once this has returned, stays. That it
+    /// does not exist is no error.
+    pub async fn hold(&self, name: &str) -> Result<(), ContainerdError> {
+        let Some(lease) = &self.containerd.lease else {
+            return Ok(());
+        };
+        let request = lease_api::AddResourceRequest {
+            id: String::from_utf8_lossy(lease.as_bytes()).into_owned(),
+            resource: Some(lease_api::Resource {
+                id: name.to_owned(),
+                r#type: format!("snapshots/{}", self.name),
+            }),
+        };
+        let channel = self.containerd.channel.clone();
+        lease_api::leases_client::LeasesClient::new(channel)
+            .add_resource(self.containerd.request(request))
+            .await
+            .map_err(self.failed(format!("hold snapshot {name}")))?;
+        Ok(())
     }
 
     /// The labels of the committed snapshot `name`, if there is one.

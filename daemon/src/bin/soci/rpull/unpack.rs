@@ -83,6 +83,7 @@ impl Unpacker<'_> {
         let id = self.chain.id(number).context("the layer has no diff ID")?;
         let labels = self.labels.of(number, &id);
         let parent = self.chain.parent(number);
+        self.snapshotter.hold(&id.to_string()).await?;
         for _ in 0..ATTEMPTS {
             let key = extract_key(&id);
             let prepared = self.snapshotter.prepare(&key, &parent, labels.clone());
