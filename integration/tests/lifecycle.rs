@@ -162,13 +162,17 @@ fn a_removed_image_leaves_no_mount_no_snapshot_and_no_layer() {
 
     let ctr = host.ctr();
     ctr.remove_image(&published.reference).unwrap();
-    until("everything is collected", COLLECTED, || {
-        let is_gone = ctr.snapshots("soci")?.is_empty()
-            && host.snapshotter.fuse_mounts()?.is_empty()
-            && host.snapshotter.layers()?.is_empty();
-        Ok(is_gone.then_some(()))
-    })
-    .unwrap();
+    let left = || {
+        let snapshots = ctr.snapshots("soci").unwrap();
+        let mounts = host.snapshotter.fuse_mounts().unwrap();
+        let mounts = mounts.iter().map(|mount| mount.display().to_string());
+        let layers = host.snapshotter.layers().unwrap();
+        [snapshots, mounts.collect(), layers].concat()
+    };
+    let collected = until("everything is collected", COLLECTED, || {
+        Ok(left().is_empty().then_some(()))
+    });
+    assert!(collected.is_ok(), "left: {:?}", left());
     assert!(
         ctr.call(&["content", "list", "--quiet"])
             .unwrap()
