@@ -254,11 +254,12 @@ async fn finish(why: Stop, snapshotter: &Snapshotter) {
     }
 }
 
-/// Takes away what an earlier process left.
+/// Takes away what an earlier process left, and later what could not be taken away at once.
 async fn clean_up(snapshotter: Arc<Snapshotter>) {
     if let Err(error) = snapshotter.cleanup().await {
         tracing::warn!(error = chain(&error), "left-overs could not be cleaned up");
     }
+    snapshotter.finish_cleanups().await;
 }
 
 fn notify(state: &[sd_notify::NotifyState<'_>]) {

@@ -419,8 +419,8 @@ impl Images for ImageLayers {
         self.views.close().await;
     }
 
-    async fn collect(&self, live: &BTreeSet<Digest>) {
-        self.layers.retain(live).await;
+    async fn collect(&self, live: &BTreeSet<Digest>) -> bool {
+        self.layers.retain(live).await
     }
 }
 

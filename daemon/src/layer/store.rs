@@ -251,15 +251,13 @@ impl LayerStore {
         self.shared.opening.join(layer, work).await
     }
 
-    /// Deletes the layers that are not in `live`, except those that are open or were just prepared.
-    pub async fn retain(&self, live: &BTreeSet<Digest>) {
+    /// Deletes the layers that are not in `live`, except those that are open or were just prepared. Whether there are
+    /// such.
+    pub async fn retain(&self, live: &BTreeSet<Digest>) -> bool {
         let shared = Arc::clone(&self.shared);
         let live = live.clone();
-        let _ = blocking(move || {
-            shared.retain(&live);
-            Ok(())
-        })
-        .await;
+        let busy = blocking(move || Ok(shared.retain(&live))).await;
+        busy.unwrap_or_default()
     }
 
     /// Learns from `find` what the digest of all of a layer is, uncompressed, unless that is known: it is
@@ -423,22 +421,26 @@ impl Shared {
         Ok(opened)
     }
 
-    fn retain(&self, live: &BTreeSet<Digest>) {
+    fn retain(&self, live: &BTreeSet<Digest>) -> bool {
         self.fresh
             .lock()
             .retain(|layer, since| !live.contains(layer) && since.elapsed() < GRACE);
         let Ok(entries) = fs::read_dir(&self.root) else {
-            return;
+            return false;
         };
+        let mut busy = false;
         for entry in entries.flatten() {
             let name = entry.file_name();
             let layer = name
                 .to_str()
                 .and_then(|hex| format!("sha256:{hex}").parse().ok());
-            let dead = |layer: &Digest| !live.contains(layer) && !self.in_use(layer);
-            let Some(layer) = layer.filter(dead) else {
+            let Some(layer) = layer.filter(|layer: &Digest| !live.contains(layer)) else {
                 continue;
             };
+            if self.in_use(&layer) {
+                busy = true;
+                continue;
+            }
             match discard(&self.root, &entry.path()) {
                 Ok(()) => self.engine.ledger.deleted(&layer),
                 Err(error) => {
@@ -447,6 +449,7 @@ impl Shared {
                 }
             }
         }
+        busy
     }
 
     fn in_use(&self, layer: &Digest) -> bool {

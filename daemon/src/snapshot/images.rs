@@ -153,8 +153,9 @@ pub trait Images: Send + Sync + 'static {
     /// Waits until all views that nobody holds are unmounted.
     async fn close(&self) {}
 
-    /// Forgets layers that no snapshot names any more: unmounted, their caches deleted.
-    async fn collect(&self, live: &BTreeSet<Digest>);
+    /// Forgets layers that no snapshot names any more: unmounted, their caches deleted. Whether one is in use still, and
+    /// has to be looked at again.
+    async fn collect(&self, live: &BTreeSet<Digest>) -> bool;
 }
 
 /// Why a view could not be mounted.

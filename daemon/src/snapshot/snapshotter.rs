@@ -7,6 +7,7 @@ mod local;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ztoc::Digest;
 
@@ -32,6 +33,10 @@ const MAX_LABEL: usize = 4096;
 /// Most labels of a snapshot; containerd's unpacker sets about ten.
 const MAX_LABELS: usize = 1024;
 
+/// Between a clean-up that found something in use and the next, at first and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
 /// All snapshots of this node.
 pub struct Snapshotter {
     local: Arc<Local>,
@@ -45,6 +50,8 @@ pub struct Snapshotter {
     collecting: tokio::sync::RwLock<()>,
     preparing: flights::Preparing,
     sweeping: tokio::sync::Mutex<()>,
+    /// A clean-up has left a layer that was in use still.
+    unfinished: tokio::sync::Notify,
 }
 
 /// What `Prepare` and `View` ask for.
@@ -102,6 +109,7 @@ impl Snapshotter {
             collecting: tokio::sync::RwLock::default(),
             preparing: flights::Preparing::default(),
             sweeping: tokio::sync::Mutex::default(),
+            unfinished: tokio::sync::Notify::new(),
         })
     }
 
@@ -292,15 +300,46 @@ impl Snapshotter {
     /// # Errors
     /// The directories or records cannot be listed; single failures are logged.
     pub async fn cleanup(&self) -> Result<(), SnapshotError> {
+        if self.clean_up().await? {
+            self.unfinished.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Cleans up again whenever something was in use still: containerd asks for it once, when it has removed snapshots,
+    /// and a view takes a moment to go. Never ends.
+    pub async fn finish_cleanups(&self) {
+        loop {
+            self.unfinished.notified().await;
+            let mut pause = FIRST_PAUSE;
+            loop {
+                tokio::time::sleep(pause).await;
+                match self.clean_up().await {
+                    Ok(true) => pause = LONGEST_PAUSE.min(pause * 2),
+                    Ok(false) => break,
+                    Err(error) => {
+                        tracing::warn!(
+                            error = crate::error::chain(&error),
+                            "what was in use could not be cleaned up"
+                        );
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether something is to be looked at again.
+    async fn clean_up(&self) -> Result<bool, SnapshotError> {
         let sweeping = self.sweeping.lock().await;
         let removed = self.blocking(|local| local.sweep()).await?;
         let _collecting = self.collecting.write().await;
         let mut live: BTreeSet<Digest> = self.preparing.layers();
         live.extend(self.blocking(|local| local.lazy_layers()).await?);
-        self.images.collect(&live).await;
+        let busy = self.images.collect(&live).await;
         drop(sweeping);
-        tracing::debug!(removed, live = live.len(), "cleaned up");
-        Ok(())
+        tracing::debug!(removed, live = live.len(), busy, "cleaned up");
+        Ok(busy)
     }
 
     /// Lets go of all views: whatever no one else holds is unmounted.

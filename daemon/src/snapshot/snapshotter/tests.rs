@@ -336,6 +336,26 @@ async fn a_cleanup_removes_directories_and_collects_layers_without_snapshots() {
 }
 
 #[tokio::test]
+async fn what_was_in_use_at_a_cleanup_is_looked_at_again_until_it_is_gone() {
+    let ground = Ground::new(Outcome::Lazy);
+    ground.images.be_busy(3);
+    let snapshotter = Arc::clone(&ground.snapshotter);
+    let again = tokio::spawn(async move { snapshotter.finish_cleanups().await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(ground.images.busy(), 3, "nobody asked for a cleanup");
+    ground.snapshotter.cleanup().await.unwrap();
+    let gone = async {
+        while ground.images.busy() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), gone)
+        .await
+        .unwrap();
+    again.abort();
+}
+
+#[tokio::test]
 async fn a_layer_that_is_being_prepared_is_not_collected() {
     let ground = Ground::new(Outcome::Lazy);
     ground.images.slow_down(Duration::from_millis(300));

@@ -34,6 +34,7 @@ struct State {
     broken: bool,
     prepared: usize,
     live: BTreeSet<Digest>,
+    busy: usize,
     mounted: HashMap<LazyRun, Weak<View>>,
 }
 
@@ -56,6 +57,7 @@ impl Scripted {
                 broken: false,
                 prepared: 0,
                 live: BTreeSet::new(),
+                busy: 0,
                 mounted: HashMap::new(),
             }),
         }
@@ -79,6 +81,15 @@ impl Scripted {
     }
 
     /// What the last collection was told to spare.
+    /// So many collections find what is in use, but for the last.
+    pub(super) fn be_busy(&self, collections: usize) {
+        self.state.lock().busy = collections;
+    }
+
+    pub(super) fn busy(&self) -> usize {
+        self.state.lock().busy
+    }
+
     pub(super) fn live(&self) -> BTreeSet<Digest> {
         self.state.lock().live.clone()
     }
@@ -140,7 +151,10 @@ impl Images for Scripted {
         Ok(view)
     }
 
-    async fn collect(&self, live: &BTreeSet<Digest>) {
-        self.state.lock().live.clone_from(live);
+    async fn collect(&self, live: &BTreeSet<Digest>) -> bool {
+        let mut state = self.state.lock();
+        state.live.clone_from(live);
+        state.busy = state.busy.saturating_sub(1);
+        state.busy > 0
     }
 }
