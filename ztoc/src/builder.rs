@@ -9,6 +9,7 @@ mod compact;
 mod compressed;
 mod gunzip;
 pub(crate) mod input;
+mod lent;
 mod output;
 mod pipeline;
 mod plain;

@@ -1,7 +1,7 @@
 //! Hashes the blob: as a whole and span by span.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sha2::{Digest as _, Sha256};
 
@@ -11,8 +11,16 @@ use crate::digest::Digest;
 /// A piece of the blob and the checkpoints found up to its end, or a little behind it.
 #[derive(Debug, Default)]
 pub(super) struct CompressedPiece {
-    pub(super) bytes: Vec<u8>,
+    pub(super) buffer: Arc<Vec<u8>>,
+    /// The piece is as much of the buffer's front.
+    pub(super) len: usize,
     pub(super) checkpoints: Vec<Checkpoint>,
+}
+
+impl CompressedPiece {
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.buffer[..self.len]
+    }
 }
 
 /// Pieces that wait; beyond, who brings one hashes one.
@@ -98,11 +106,11 @@ impl CompressedHasher {
 
     fn take(&mut self, piece: &CompressedPiece) {
         if let Some(blob) = &mut self.blob {
-            blob.update(&piece.bytes);
+            blob.update(piece.bytes());
         }
         self.ahead.extend_from_slice(&piece.checkpoints);
-        let end = self.position + piece.bytes.len() as u64;
-        let mut bytes = piece.bytes.as_slice();
+        let end = self.position + piece.len as u64;
+        let mut bytes = piece.bytes();
         let reached = self
             .ahead
             .iter()

@@ -10,6 +10,7 @@ use std::io::Read;
 use super::BuildError;
 use super::compressed::CompressedPiece;
 use super::input::Input;
+use super::lent::Lent;
 use super::output::Output;
 use super::pipeline::{Halt, Sinks};
 use crate::checkpoint::{Checkpoint, GzipZinfo, Zinfo};
@@ -23,6 +24,7 @@ use crate::ztoc::Ztoc;
 /// The state of one pass.
 pub(super) struct Gunzip<'s, R> {
     input: Input<R>,
+    lent: Lent,
     output: Output<'s>,
     sinks: &'s Sinks<'s>,
     tables: Tables,
@@ -36,6 +38,7 @@ impl<'s, R: Read> Gunzip<'s, R> {
     pub(super) fn new(input: Input<R>, sinks: &'s Sinks<'s>, span_size: SpanSize) -> Self {
         Self {
             input,
+            lent: Lent::default(),
             output: Output::new(sinks),
             sinks,
             tables: Tables::new(),
@@ -186,10 +189,12 @@ impl<'s, R: Read> Gunzip<'s, R> {
 
     /// Reads more, and gives the hashing side what is used up; whether there was more.
     fn fill(&mut self) -> Result<bool, Halt> {
-        let bytes = self.input.released().to_vec();
-        let checkpoints = std::mem::take(&mut self.untold);
-        self.sinks
-            .compressed(CompressedPiece { bytes, checkpoints })?;
+        let (buffer, len) = self.input.go_on_in(self.lent.returned());
+        self.sinks.compressed(CompressedPiece {
+            buffer: self.lent.lend(buffer),
+            len,
+            checkpoints: std::mem::take(&mut self.untold),
+        })?;
         Ok(self.input.fill()?)
     }
 

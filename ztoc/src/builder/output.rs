@@ -1,7 +1,6 @@
 //! Where inflated bytes go: buffers with the window in front, handed on when they are full.
 
-use std::sync::Arc;
-
+use super::lent::Lent;
 use super::pipeline::{Halt, Sinks};
 use super::plain::PlainPiece;
 use crate::checkpoint::WINDOW_LEN;
@@ -25,8 +24,7 @@ pub(super) struct Output<'s> {
     /// Bytes that went out in earlier buffers.
     flushed: u64,
     members: Vec<(u64, Trailer)>,
-    /// Buffers that have been handed on, to be used again.
-    lent: Vec<Arc<Vec<u8>>>,
+    lent: Lent,
 }
 
 impl<'s> Output<'s> {
@@ -38,7 +36,7 @@ impl<'s> Output<'s> {
             member: WINDOW_LEN,
             flushed: 0,
             members: Vec::new(),
-            lent: Vec::new(),
+            lent: Lent::default(),
         }
     }
 
@@ -78,12 +76,12 @@ impl<'s> Output<'s> {
 
     /// Hands on what there is, and goes on in another buffer.
     pub(super) fn flush(&mut self) -> Result<(), Halt> {
-        let mut next = self.free_buffer();
+        let mut next = self.lent.returned();
+        next.resize(WINDOW_LEN + PIECE_LEN, 0);
         next[..WINDOW_LEN].copy_from_slice(self.window());
-        let full = Arc::new(std::mem::replace(&mut self.buffer, next));
-        self.lent.push(Arc::clone(&full));
+        let full = std::mem::replace(&mut self.buffer, next);
         let piece = PlainPiece {
-            buffer: full,
+            buffer: self.lent.lend(full),
             range: WINDOW_LEN..self.pos,
             members: std::mem::take(&mut self.members),
         };
@@ -91,15 +89,5 @@ impl<'s> Output<'s> {
         self.member = self.member.saturating_sub(self.pos - WINDOW_LEN);
         self.pos = WINDOW_LEN;
         self.sinks.plain(piece)
-    }
-
-    /// A buffer that the other side is done with, or a new one.
-    fn free_buffer(&mut self) -> Vec<u8> {
-        let free = self
-            .lent
-            .iter()
-            .position(|buffer| Arc::strong_count(buffer) == 1);
-        free.and_then(|index| Arc::try_unwrap(self.lent.swap_remove(index)).ok())
-            .unwrap_or_else(|| vec![0; WINDOW_LEN + PIECE_LEN])
     }
 }

@@ -13,6 +13,7 @@ use super::compact::{Tap, compact_spans};
 use super::compressed::{Backlog, CompressedPiece};
 use super::gunzip::Gunzip;
 use super::input::Input;
+use super::lent::Lent;
 use super::plain::{PlainPiece, PlainReader};
 use super::{BuildError, BuildOptions, Built, LayerFormat, SNIFF_LEN, sniff};
 use crate::checkpoint::{Checkpoint, TarZinfo, Zinfo};
@@ -74,7 +75,7 @@ impl Sinks<'_> {
 
     pub(super) fn compressed(&self, piece: CompressedPiece) -> Result<(), Halt> {
         if let Some(tap) = &self.compact {
-            tap.compressed(&piece.bytes)?;
+            tap.compressed(piece.bytes())?;
         }
         self.backlog.add(piece);
         Ok(())
@@ -189,9 +190,9 @@ fn copy(
 ) -> Result<(Zinfo, u64), Halt> {
     let span_size = span_size.bytes();
     let mut spans: u64 = 0;
+    let mut lent = Lent::default();
     loop {
-        let (start, bytes) = (input.base(), input.bytes().to_vec());
-        let len = bytes.len();
+        let (start, len) = (input.base(), input.bytes().len());
         let end = start + len as u64;
         let mut checkpoints = Vec::new();
         while let Some(at) = spans.checked_mul(span_size).filter(|at| *at < end) {
@@ -205,17 +206,19 @@ fn copy(
         if spans > (Ztoc::MAX_ENCODED_LEN / DIGEST_LEN) as u64 {
             return Err(BuildError::TooLarge.into());
         }
-        let piece = PlainPiece {
-            buffer: Arc::new(bytes),
-            range: 0..len,
-            members: Vec::new(),
-        };
+        input.release(len);
+        let (buffer, len) = input.go_on_in(lent.returned());
+        let buffer = lent.lend(buffer);
         sinks.compressed(CompressedPiece {
-            bytes: piece.buffer.to_vec(),
+            buffer: Arc::clone(&buffer),
+            len,
             checkpoints,
         })?;
-        sinks.plain(piece)?;
-        input.release(len);
+        sinks.plain(PlainPiece {
+            buffer,
+            range: 0..len,
+            members: Vec::new(),
+        })?;
         if !input.fill()? {
             return Ok((
                 Zinfo::Tar(TarZinfo {
