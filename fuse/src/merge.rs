@@ -400,7 +400,7 @@ impl Layer {
 
     fn empty() -> Self {
         Self {
-            tree: Arc::new(LayerTree::new(Toc::default())),
+            tree: Arc::new(LayerTree::new(&Toc::default())),
             content: Arc::new(NoContent),
         }
     }

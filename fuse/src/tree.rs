@@ -195,8 +195,8 @@ impl LayerTree {
     /// Builds the tree of a layer, the members applied one after another as containerd does.
     /// Never fails: what no file system could hold (a name too long, a parent that is a file, a
     /// hard link to nothing) is left out and reported in the log once.
-    pub fn new(toc: Toc) -> Self {
-        build::build(toc.entries(), Some(&toc))
+    pub fn new(toc: &Toc) -> Self {
+        build::build(toc.entries(), Some(toc))
     }
 
     /// Bytes of memory that it takes. What sparse files have besides is left out.

@@ -48,9 +48,7 @@ fn view() -> View {
         built.map_err(io::Error::other)
     });
     let layer = fuse::Layer {
-        tree: Arc::new(LayerTree::new(
-            tree.expect("a valid tar").ztoc.into_parts().0,
-        )),
+        tree: Arc::new(LayerTree::new(tree.expect("a valid tar").ztoc.toc())),
         content: Arc::new(Nothing),
     };
     View::new(vec![layer], false)

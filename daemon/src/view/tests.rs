@@ -32,7 +32,7 @@ fn layer(content: Arc<Hoarder>) -> fuse::Layer {
     let tar = tar.into_inner().unwrap();
     let built = build(Compression::Uncompressed, &*tar, &options).unwrap();
     fuse::Layer {
-        tree: Arc::new(fuse::LayerTree::new(built.ztoc.into_parts().0)),
+        tree: Arc::new(fuse::LayerTree::new(&built.ztoc.into_parts().0)),
         content,
     }
 }

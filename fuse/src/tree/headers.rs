@@ -201,7 +201,7 @@ mod tests {
             )
         });
         let toc = Toc::new(entries.collect(), 1 << 30).unwrap();
-        let tree = LayerTree::new(toc.clone());
+        let tree = LayerTree::new(&toc);
         for (number, inode) in (0..12_000).zip(1..) {
             let (ours, own) = (
                 tree.header_check(InodeIndex(inode)),

@@ -66,7 +66,7 @@ fn server() {
         parent: parent.try_clone().unwrap(),
     };
     let layer = Layer {
-        tree: Arc::new(LayerTree::new(toc)),
+        tree: Arc::new(LayerTree::new(&toc)),
         content: Arc::new(content),
     };
     let options = MountOptions::new("/");

@@ -122,7 +122,7 @@ fn reads_that_wait_do_not_stop_others() {
         bytes: Arc::new(tar.clone()),
         held: Arc::clone(&held),
     };
-    let tree = Arc::new(LayerTree::new(toc(&tar)));
+    let tree = Arc::new(LayerTree::new(&toc(&tar)));
     let view = MountedView::new(
         vec![Layer {
             tree,
@@ -169,7 +169,7 @@ fn a_reader_that_waits_can_be_killed() {
         bytes: Arc::default(),
         held: Arc::clone(&held),
     };
-    let tree = Arc::new(LayerTree::new(toc(&tar)));
+    let tree = Arc::new(LayerTree::new(&toc(&tar)));
     let view = MountedView::new(
         vec![Layer {
             tree,
@@ -207,7 +207,7 @@ impl LayerContent for Always {
 
 fn read_with(answer: fn(ReadReply)) -> io::Result<Vec<u8>> {
     let tar = archive(&[Member::file("f", pattern(5000))]);
-    let tree = Arc::new(LayerTree::new(toc(&tar)));
+    let tree = Arc::new(LayerTree::new(&toc(&tar)));
     let view = MountedView::new(
         vec![Layer {
             tree,
@@ -247,7 +247,7 @@ fn a_panic_over_a_read_fails_that_read_alone() {
             reply.data(&self.0[range.start.0 as usize..range.end.0 as usize]);
         }
     }
-    let tree = Arc::new(LayerTree::new(toc(&tar)));
+    let tree = Arc::new(LayerTree::new(&toc(&tar)));
     let content = Arc::new(Panicking(tar, good));
     let view = MountedView::new(vec![Layer { tree, content }], false);
     for _ in 0..5 {
@@ -273,7 +273,7 @@ fn a_failed_read_is_tried_again() {
             reply.data(&self.1[range.start.0 as usize..range.end.0 as usize]);
         }
     }
-    let tree = Arc::new(LayerTree::new(toc(&tar)));
+    let tree = Arc::new(LayerTree::new(&toc(&tar)));
     let content = Arc::new(Flaky(failures, tar));
     let view = MountedView::new(vec![Layer { tree, content }], false);
     let path = view.path().join("f");
@@ -312,7 +312,7 @@ fn lying(tar: &[u8], lie: impl Fn(&mut Vec<Entry>)) -> Toc {
 fn served(tar: &[u8], toc: Toc) -> MountedView {
     MountedView::new(
         vec![Layer {
-            tree: Arc::new(LayerTree::new(toc)),
+            tree: Arc::new(LayerTree::new(&toc)),
             content: Arc::new(TarContent(Arc::new(tar.to_vec()))),
         }],
         false,

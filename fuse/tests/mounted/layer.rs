@@ -161,7 +161,7 @@ pub(crate) fn toc(archive: &[u8]) -> Toc {
 /// The layer that `archive` is.
 pub(crate) fn layer(archive: &[u8]) -> Layer {
     Layer {
-        tree: Arc::new(LayerTree::new(toc(archive))),
+        tree: Arc::new(LayerTree::new(&toc(archive))),
         content: Arc::new(TarContent(Arc::new(archive.to_vec()))),
     }
 }

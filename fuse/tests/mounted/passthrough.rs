@@ -62,7 +62,7 @@ fn filed(directory: &Path) -> View {
 /// `tar`, described as the layer is.
 fn described(bytes: Vec<u8>, directory: &Path) -> View {
     let layer = Layer {
-        tree: Arc::new(LayerTree::new(toc(&tar()))),
+        tree: Arc::new(LayerTree::new(&toc(&tar()))),
         content: Arc::new(Filed {
             tar: TarContent(Arc::new(bytes)),
             directory: directory.to_owned(),
