@@ -51,10 +51,19 @@ impl<'r> Modes<'r> {
 
     /// Seconds to ready of every sample of `mode`.
     pub(crate) fn ready(&self, mode: Mode) -> Vec<f64> {
-        self.values(mode, |sample| match mode {
-            Mode::Warm => sample.second_s,
-            _ => sample.ready_s,
-        })
+        match mode {
+            Mode::Warm => self.second(mode),
+            _ => self.values(mode, |sample| sample.ready_s),
+        }
+    }
+
+    /// Seconds that every second start of `mode` took.
+    pub(crate) fn second(&self, mode: Mode) -> Vec<f64> {
+        let samples = self.0.get(&mode).map(Vec::as_slice).unwrap_or_default();
+        samples
+            .iter()
+            .filter_map(|sample| sample.second_s)
+            .collect()
     }
 
     /// Something of every sample of `mode`.
@@ -72,7 +81,7 @@ impl<'r> Modes<'r> {
         let mut bytes = self.values(Mode::OnDemand, needed);
         bytes.extend(self.values(Mode::Lazy, needed));
         let bytes = bytes.into_iter().reduce(f64::min)?;
-        let local = Summary::of(&self.values(Mode::Overlayfs, |sample| sample.second_s))?.median;
+        let local = Summary::of(&self.second(Mode::Overlayfs))?.median;
         let transfer = link.rate.map_or(0.0, |rate| bytes * 8.0 / rate as f64);
         Some(transfer + SEQUENCE * link.delay_ms as f64 / 1000.0 + local)
     }
@@ -91,9 +100,6 @@ mod tests {
         let (cell, modes) = cells.iter().next().unwrap();
         // 1,000,000 bytes at 8 Mbit/s, five requests of 20 ms, half a second from disk.
         assert!((modes.floor(cell.link).unwrap() - (1.0 + 0.1 + 0.5)).abs() < 1e-9);
-        assert_eq!(
-            modes.ready(Mode::Warm),
-            modes.values(Mode::Lazy, |sample| sample.second_s)
-        );
+        assert_eq!(modes.ready(Mode::Warm), modes.second(Mode::Lazy));
     }
 }

@@ -60,20 +60,9 @@ impl Published {
     pub(crate) fn reference(&self, registry: &DockerRegistry, form: Form) -> String {
         match self.bytes {
             None => self.repository.clone(),
-            Some(_) => {
-                let reference = registry.reference(&format!("{}:{}", self.repository, form.tag()));
-                match form {
-                    Form::Soci04 => by_name(&reference),
-                    _ => reference,
-                }
-            }
+            Some(_) => registry.reference(&format!("{}:{}", self.repository, form.tag())),
         }
     }
-}
-
-/// Loopback by its name: SOCI 0.4 takes an address with a port for another machine, and asks that by HTTPS.
-fn by_name(reference: &str) -> String {
-    reference.replacen("127.0.0.1:", "localhost:", 1)
 }
 
 /// Sees to it that `registry`, whose images `kept` knows, has the image in all `forms`.
@@ -112,7 +101,7 @@ pub(crate) fn publish(
                     |tag| registry.reference(&format!("{}:{tag}", published.repository));
                 match form {
                     Form::Estargz => convert_to_estargz(&reference(PLAIN), &reference(form.tag())),
-                    _ => index_by_debians(&by_name(&reference(PLAIN))),
+                    _ => index_by_debians(&reference(PLAIN)),
                 }?;
                 Ok(bytes)
             },
@@ -140,7 +129,7 @@ fn made(
     let (indexed, whole, record) = (dir("indexed"), dir("whole"), dir("record"));
     let soci = Soci::alone(scratch)?;
     convert(&soci, layout.path(), &indexed, HOW)?;
-    let time = RECORDED[usize::from(workload.ready.port().is_none())];
+    let time = RECORDED[usize::from(!workload.is_service())];
     let mut trace = soci.command()?;
     trace
         .args(["trace", "--for", time, "--output"])

@@ -32,6 +32,8 @@ impl Kept {
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let lock = File::create(dir.join("lock"))?;
         lock.lock()?;
+        // What was asked of the registry in other runs is nothing to this one, which reads it all the time.
+        let _ = fs::remove_file(dir.join("registry.log"));
         let list = fs::read(dir.join(LIST)).unwrap_or_default();
         let soci = fs::read(binaries::binary("soci")?)?;
         Ok(Self {

@@ -5,9 +5,12 @@
 //! that whatever the machine does meanwhile falls on all of them alike.
 
 mod cells;
+mod front;
 mod images;
 mod kept;
+mod lazy;
 mod machine;
+mod matrix;
 mod measure;
 mod mode;
 mod node;
@@ -24,20 +27,22 @@ mod workload;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Parser as _;
 use integration::link::{Link, Shape};
 use integration::{DockerRegistry, Scratch, scratch};
 
+use crate::front::Front;
 use crate::images::{Form, Published};
 use crate::kept::Kept;
-use crate::measure::Place;
+use crate::measure::{Place, Start};
 use crate::mode::Mode;
 use crate::options::Options;
 use crate::peers::Peers;
-use crate::sample::{About, LinkShape, Results};
+use crate::sample::{About, Failure, LinkShape, Results};
 use crate::workload::Workload;
 
 fn main() -> ExitCode {
@@ -54,6 +59,7 @@ fn main() -> ExitCode {
 
 /// Whether nothing is slower than before.
 fn run(options: &Options) -> Result<bool> {
+    fs::create_dir_all(&options.out)?;
     let results = match options.show.split_first() {
         Some((first, others)) => {
             let mut results = load(first)?;
@@ -67,11 +73,11 @@ fn run(options: &Options) -> Result<bool> {
     if options.images_only {
         return Ok(true);
     }
-    fs::create_dir_all(&options.out)?;
-    let text = report::markdown(&results);
+    let text = report::markdown(&results) + &matrix::of(&results);
     print!("{text}");
     fs::write(options.out.join("startup.md"), &text)?;
     fs::write(options.out.join("short.md"), report::short(&results))?;
+    fs::write(options.out.join("matrix.md"), matrix::of(&results))?;
     save(&results, &options.out)?;
     match plot::write(&results, &options.out) {
         Ok(files) => eprintln!(
@@ -88,6 +94,9 @@ fn run(options: &Options) -> Result<bool> {
         slower = any;
     }
     println!("{}", report::summary_line(&results));
+    if options.show.is_empty() && !results.failed.is_empty() {
+        bail!("{} samples could not be taken", results.failed.len());
+    }
     Ok(!slower)
 }
 
@@ -107,11 +116,13 @@ fn load(file: &Path) -> Result<Results> {
 /// Of the results' format.
 const VERSION: u32 = 1;
 
-/// One sample a line.
+/// One sample a line. Whole at any moment.
 fn save(results: &Results, out: &Path) -> Result<()> {
     let text = serde_json::to_string(results)?;
     let text = text.replace("{\"workload\":", "\n{\"workload\":") + "\n";
-    fs::write(out.join("startup.json"), text).context("cannot write the results")
+    let (new, file) = (out.join("startup.json.new"), out.join("startup.json"));
+    fs::write(&new, text).context("cannot write the results")?;
+    fs::rename(new, file).context("cannot write the results")
 }
 
 fn measure_all(options: &Options) -> Result<Results> {
@@ -138,6 +149,7 @@ fn measure_all(options: &Options) -> Result<Results> {
         machine: machine::here(),
         workloads: workloads.iter().zip(&published).map(about).collect(),
         missing,
+        failed: Vec::new(),
         samples: Vec::new(),
     };
     let all: Vec<_> = workloads.into_iter().zip(published).collect();
@@ -151,7 +163,12 @@ fn measure_all(options: &Options) -> Result<Results> {
             Some(link) => DockerRegistry::start_behind(kept.path(), link)?,
             None => DockerRegistry::start_at(kept.path())?,
         };
+        let front = match modes.contains(&Mode::Soci04) {
+            true => Some(Front::start(&link_scratch, registry.address())?),
+            false => None,
+        };
         let place = Place {
+            front: front.as_ref(),
             registry: &registry,
             link: link.as_ref(),
             shape,
@@ -159,14 +176,15 @@ fn measure_all(options: &Options) -> Result<Results> {
             peers: &peers,
         };
         for round in 0..options.chosen_rounds() {
-            measure_round(&place, &all, &mut modes, round, &mut results)?;
+            measure_round(options, &place, &all, &mut modes, round, &mut results)?;
         }
     }
     Ok(results)
 }
 
-/// One sample of each workload in each mode, in an order that chance makes.
+/// One sample of each workload in each mode, in an order that chance makes. Each is kept at once.
 fn measure_round(
+    options: &Options,
     place: &Place<'_>,
     all: &[(Workload, Published)],
     modes: &mut [Mode],
@@ -176,20 +194,56 @@ fn measure_round(
     for (workload, image) in all {
         fastrand::shuffle(modes);
         for &mode in &*modes {
-            let reference = image.reference(place.registry, mode.form());
-            let (name, link) = (&workload.name, report::shape(place.shape));
-            let sample = place.sample(workload, &reference, mode, round);
-            let sample = sample.with_context(|| format!("{name} over {link}, {}", mode.name()))?;
-            eprintln!(
-                "startup: round {}, {name:<12} {link:<20} {:<13} {:>7.2} s",
-                round + 1,
-                mode.name(),
-                sample.ready_s
-            );
-            results.samples.push(sample);
+            let reference = &place.reference(image, mode);
+            let again = round < options.second_rounds;
+            if results.has_given_up(&workload.name, mode.name()) {
+                continue;
+            }
+            let wanted = Start {
+                workload,
+                reference,
+                mode,
+                round,
+                again,
+            };
+            take(place, wanted, image.bytes, results);
+            save(results, &options.out)?;
         }
     }
     Ok(())
+}
+
+/// Takes one sample. One that fails is told and listed, and the others go on.
+fn take(place: &Place<'_>, wanted: Start<'_>, image_bytes: Option<u64>, results: &mut Results) {
+    let (name, link) = (&wanted.workload.name, report::shape(place.shape));
+    let (round, mode) = (wanted.round, wanted.mode.name());
+    let head = format!(
+        "startup: round {}, {name:<12} {link:<20} {mode:<13}",
+        round + 1
+    );
+    match place.sample(wanted) {
+        Ok(sample) => {
+            let doubt = lazy::doubt(&sample, image_bytes);
+            let doubt = doubt.map_or_else(String::new, |why| format!(", not lazy: {why}"));
+            eprintln!("{head} {:>7.2} s{doubt}", sample.ready_s);
+            results.samples.push(sample);
+        }
+        Err(error) => {
+            // It failed because everything is being cleaned up, after which the process ends.
+            while scratch::check_not_interrupted().is_err() {
+                thread::park();
+            }
+            let why = format!("{error:#}");
+            eprintln!("{head} failed: {why}");
+            results.failed.push(Failure {
+                workload: name.clone(),
+                link: place.shape,
+                mode: mode.to_owned(),
+                round,
+                why,
+            });
+        }
+    }
 }
 
 fn publish(

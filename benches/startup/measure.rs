@@ -7,11 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use integration::command::{run, tail};
 use integration::link::Link;
 use integration::{DockerRegistry, Scratch};
+use procfs::process::Process;
 
+use crate::front::Front;
+use crate::images::Published;
 use crate::mode::Mode;
 use crate::node::Node;
 use crate::peers::Peers;
@@ -20,12 +23,25 @@ use crate::ready::Started;
 use crate::sample::{LinkShape, Sample};
 use crate::workload::{Ready, Workload};
 
+/// One start of a workload that is to be measured.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Start<'a> {
+    pub(crate) workload: &'a Workload,
+    pub(crate) reference: &'a str,
+    pub(crate) mode: Mode,
+    pub(crate) round: usize,
+    /// Whether it is started a second time.
+    pub(crate) again: bool,
+}
+
 /// How often bytes on the link are noted.
 const TICK: Duration = Duration::from_millis(20);
 
 /// Where samples are taken.
 pub(crate) struct Place<'a> {
     pub(crate) registry: &'a DockerRegistry,
+    /// In front of it for who insists on HTTPS.
+    pub(crate) front: Option<&'a Front>,
     pub(crate) link: Option<&'a Link>,
     pub(crate) shape: LinkShape,
     pub(crate) work_dir: &'a Path,
@@ -33,73 +49,69 @@ pub(crate) struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// Pulls and starts `reference` on an empty node, then starts it again.
-    pub(crate) fn sample(
-        &self,
-        workload: &Workload,
-        reference: &str,
-        mode: Mode,
-        round: usize,
-    ) -> Result<Sample> {
+    /// What `mode` pulls, at the registry as it asks for it.
+    pub(crate) fn reference(&self, image: &Published, mode: Mode) -> String {
+        let reference = image.reference(self.registry, mode.form());
+        match (mode, self.front) {
+            (Mode::Soci04, Some(front)) => {
+                reference.replacen(&self.registry.host(), &front.host(), 1)
+            }
+            _ => reference,
+        }
+    }
+
+    /// Pulls and starts an image on an empty node, then starts it again.
+    pub(crate) fn sample(&self, wanted: Start<'_>) -> Result<Sample> {
         let scratch = Scratch::within(self.work_dir)?;
-        let node = Node::start(&scratch, mode, self.peers)?;
-        let sample = self.sample_on(&node, &scratch, workload, reference, round);
-        sample.with_context(|| {
-            let log = node.daemon.as_ref().map(|daemon| tail(&daemon.log()));
-            log.map_or_else(String::new, |log| {
-                format!("the snapshotter's log ends with\n{log}")
-            })
+        let node = Node::start(&scratch, wanted.mode, self.peers, self.front)?;
+        let sample = self.sample_on(&node, &scratch, wanted);
+        sample.map_err(|error| match &node.daemon {
+            Some(daemon) => {
+                let log = tail(&daemon.log());
+                anyhow!("{error:#}\nthe snapshotter's log ends with\n{log}")
+            }
+            None => error,
         })
     }
 
-    fn sample_on(
-        &self,
-        node: &Node,
-        scratch: &Scratch,
-        workload: &Workload,
-        reference: &str,
-        round: usize,
-    ) -> Result<Sample> {
-        let mode = node.mode;
+    fn sample_on(&self, node: &Node, scratch: &Scratch, wanted: Start<'_>) -> Result<Sample> {
+        let Start { workload, .. } = wanted;
         drop_caches()?;
         let before = self.registry.traffic()?;
         let of_commands = process::children_cpu()?;
         let clock = Instant::now();
         let timeline = Timeline::start(self.link, clock);
-        run(&mut node.pull(reference)?).context("pull")?;
+        run(&mut node.pull(wanted.reference)?).context("pull")?;
         let pulled = clock.elapsed();
+        let at_pulled = self.registry.log_length();
         let of_pull = process::children_cpu()?.saturating_sub(of_commands);
-        create(node, mode, workload, reference, "first")?;
+        create(node, wanted, "first")?;
         let created = clock.elapsed();
         let mut started = start(node, "first")?;
         started.wait(&workload.ready)?;
         let ready = clock.elapsed();
         let traffic = self.registry.traffic()?.since(before);
+        let of_pull_bytes = self.registry.traffic_until(at_pulled).since(before).bytes;
+        let fuse_mounts = fuse_mounts(scratch)?;
         let complete = finish(node, started, workload, "first", clock)?;
         let timeline = timeline.stop();
         let (cpu, peak_memory_bytes) = took(node)?;
         let disk_bytes = process::disk(scratch.path());
         node.delete("first")?;
-
-        drop_caches()?;
-        let again = Instant::now();
-        create(node, mode, workload, reference, "second")?;
-        let mut started = start(node, "second")?;
-        started.wait(&workload.ready)?;
-        let second = again.elapsed();
-        finish(node, started, workload, "second", again)?;
-        node.delete("second")?;
+        let second = wanted.again.then(|| second(node, wanted)).transpose()?;
         Ok(Sample {
             workload: workload.name.clone(),
             link: self.shape,
-            mode: mode.name().to_owned(),
-            round,
+            mode: wanted.mode.name().to_owned(),
+            round: wanted.round,
             pull_s: pulled.as_secs_f64(),
             create_s: (created - pulled).as_secs_f64(),
             start_s: (ready - created).as_secs_f64(),
             ready_s: ready.as_secs_f64(),
             complete_s: complete.as_secs_f64(),
-            second_s: second.as_secs_f64(),
+            second_s: second.map(|second| second.as_secs_f64()),
+            pull_bytes: Some(of_pull_bytes),
+            fuse_mounts: Some(fuse_mounts),
             bytes: traffic.bytes,
             requests: traffic.requests,
             cpu_s: (cpu + of_pull).as_secs_f64(),
@@ -110,7 +122,26 @@ impl Place<'_> {
     }
 }
 
-fn create(node: &Node, mode: Mode, workload: &Workload, reference: &str, id: &str) -> Result<()> {
+/// Starts it again, with nothing in the page cache; how long that took.
+fn second(node: &Node, wanted: Start<'_>) -> Result<Duration> {
+    drop_caches()?;
+    let clock = Instant::now();
+    create(node, wanted, "second")?;
+    let mut started = start(node, "second")?;
+    started.wait(&wanted.workload.ready)?;
+    let took = clock.elapsed();
+    finish(node, started, wanted.workload, "second", clock)?;
+    node.delete("second")?;
+    Ok(took)
+}
+
+fn create(node: &Node, wanted: Start<'_>, id: &str) -> Result<()> {
+    let Start {
+        workload,
+        reference,
+        mode,
+        ..
+    } = wanted;
     let mut create = node.containerd.ctr().command();
     create.args(["containers", "create", "--snapshotter", mode.snapshotter()]);
     if workload.ready.port().is_some() {
@@ -134,11 +165,10 @@ fn finish(
     clock: Instant,
 ) -> Result<Duration> {
     let ready = clock.elapsed();
-    // One that listens, or tells that it is ready, does not end by itself.
     let patience = match workload.ready {
-        Ready::Port(_) | Ready::Http(_) => Duration::ZERO,
-        Ready::Line(_) => Duration::from_secs(10),
+        _ if workload.is_service() => Duration::ZERO,
         Ready::Exit(_) => Duration::MAX,
+        _ => Duration::from_secs(10),
     };
     if let Some(ended) = started.ended_within(patience)? {
         return Ok(ended.duration_since(clock));
@@ -158,6 +188,15 @@ fn took(node: &Node) -> Result<(Duration, u64)> {
         watched = daemon.pid();
     }
     Ok((cpu, process::peak_memory(watched)?))
+}
+
+/// How many file systems below `scratch` are served by FUSE.
+fn fuse_mounts(scratch: &Scratch) -> Result<usize> {
+    let mounts = Process::myself()?.mountinfo()?;
+    let served = mounts.into_iter().filter(|mount| {
+        mount.fs_type.starts_with("fuse") && mount.mount_point.starts_with(scratch.path())
+    });
+    Ok(served.count())
 }
 
 fn drop_caches() -> Result<()> {

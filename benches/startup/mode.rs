@@ -72,6 +72,11 @@ impl Mode {
         self != Self::Warm
     }
 
+    /// Whether a container starts before its image is there.
+    pub(crate) fn is_lazy(self) -> bool {
+        !matches!(self, Self::Overlayfs | Self::FullPull)
+    }
+
     /// The snapshotter as containerd knows it. Whatever is behind the proxy plugin, it has one name.
     pub(crate) fn snapshotter(self) -> &'static str {
         match self {

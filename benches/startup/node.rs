@@ -9,6 +9,7 @@ use integration::command::{finish, run};
 use integration::service::Service;
 use integration::{Containerd, Scratch, Soci};
 
+use crate::front::Front;
 use crate::mode::Mode;
 use crate::peers::{Peers, ctr_remote, soci};
 
@@ -23,11 +24,22 @@ pub(crate) struct Node {
 
 impl Node {
     /// Starts both with empty roots below `scratch`.
-    pub(crate) fn start(scratch: &Scratch, mode: Mode, peers: &Peers) -> Result<Self> {
+    pub(crate) fn start(
+        scratch: &Scratch,
+        mode: Mode,
+        peers: &Peers,
+        front: Option<&Front>,
+    ) -> Result<Self> {
         let containerd = Containerd::start(scratch)?;
         let daemon = match mode {
             Mode::Overlayfs => None,
-            _ => Some(daemon(scratch, &containerd, mode, peers.daemon(mode)?)?),
+            _ => {
+                let mut command = peers.daemon(mode)?;
+                if let (Mode::Soci04, Some(front)) = (mode, front) {
+                    front.trust(&mut command);
+                }
+                Some(daemon(scratch, &containerd, mode, command)?)
+            }
         };
         let soci = Soci::with(scratch, &containerd)?;
         Ok(Self {

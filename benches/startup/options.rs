@@ -23,18 +23,21 @@ pub(crate) struct Options {
     /// Rounds: samples of each workload, link and mode
     #[arg(long, value_name = "N")]
     pub(crate) rounds: Option<usize>,
-    /// Only these workloads (may be repeated)
-    #[arg(long = "workload", value_name = "NAME")]
+    /// Second starts only in the first so many rounds over each link [default: in all]
+    #[arg(long, value_name = "N", default_value_t = usize::MAX, hide_default_value = true)]
+    pub(crate) second_rounds: usize,
+    /// Only these workloads, separated by commas
+    #[arg(long = "workload", value_name = "NAME", value_delimiter = ',')]
     pub(crate) names: Vec<String>,
     /// Workloads from this file instead of the built-in ones
     #[arg(long, value_name = "FILE")]
     pub(crate) workloads: Option<PathBuf>,
-    /// Only these links, such as none, 1g/20ms or 200m/0ms (may be repeated)
-    #[arg(long = "link", value_name = "LINK", value_parser = link)]
+    /// Only these links, such as none,none/20ms,1g/20ms,200m/0ms
+    #[arg(long = "link", value_name = "LINK", value_parser = link, value_delimiter = ',')]
     pub(crate) links: Vec<LinkShape>,
     /// Only these modes: overlayfs, full-pull, lazy, lazy+prefetch, on-demand, ztocs, original, soci-0.4,
-    /// stargz, nydus (may be repeated)
-    #[arg(long = "mode", value_name = "MODE", value_parser = mode)]
+    /// stargz, nydus
+    #[arg(long = "mode", value_name = "MODE", value_parser = mode, value_delimiter = ',')]
     pub(crate) modes: Vec<Mode>,
     /// A directory with the original's soci-snapshotter-grpc
     #[arg(long, value_name = "DIR")]
@@ -42,8 +45,8 @@ pub(crate) struct Options {
     /// Compare with these earlier results; exit status 3 if something is slower
     #[arg(long, value_name = "OLD.json")]
     pub(crate) compare: Option<PathBuf>,
-    /// Measure nothing, show these results; of several runs if it is repeated
-    #[arg(long, value_name = "RESULTS.json")]
+    /// Measure nothing, show these results; of several runs if there are several
+    #[arg(long, value_name = "RESULTS.json", num_args = 1..)]
     pub(crate) show: Vec<PathBuf>,
     /// Make the images that are missing, and measure nothing
     #[arg(long)]
@@ -194,5 +197,33 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory as _;
         Options::command().debug_assert();
+    }
+
+    #[test]
+    fn lists_are_separated_by_commas_or_repeated() {
+        let options = Options::parse_from([
+            "startup",
+            "--link",
+            "none,1g/5ms",
+            "--link",
+            "200m/0ms",
+            "--workload",
+            "python,numpy",
+            "--mode",
+            "lazy,overlayfs",
+            "--show",
+            "a.json",
+            "b.json",
+        ]);
+        assert_eq!(options.chosen_links().len(), 3);
+        assert_eq!(options.chosen_modes(), [Mode::Lazy, Mode::Overlayfs]);
+        let names: Vec<_> = options
+            .chosen_workloads()
+            .unwrap()
+            .into_iter()
+            .map(|one| one.name)
+            .collect();
+        assert_eq!(names, ["python", "numpy"]);
+        assert_eq!(options.show.len(), 2);
     }
 }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use integration::link::Shape;
 
 use crate::cells::{Cell, Modes, cells};
+use crate::lazy;
 use crate::mode::Mode;
 use crate::sample::{LinkShape, Results};
 use crate::stats::{Summary, ratio};
@@ -37,6 +38,20 @@ pub(crate) fn markdown(results: &Results) -> String {
     }
     for (mode, why) in &results.missing {
         let _ = writeln!(text, "- {mode} is missing: {why}");
+    }
+    for failure in &results.failed {
+        let _ = writeln!(
+            text,
+            "- failed: {} over {}, {}, round {}: {}",
+            failure.workload,
+            shape(failure.link),
+            failure.mode,
+            failure.round + 1,
+            failure.why.lines().next().unwrap_or_default()
+        );
+    }
+    for doubt in lazy::doubts(results) {
+        let _ = writeln!(text, "- not lazy: {doubt}");
     }
     let _ = writeln!(text, "\n{HEAD}");
     for (cell, modes) in cells(results) {
@@ -84,7 +99,7 @@ fn details(modes: &Modes<'_>, mode: Mode) -> String {
     let median = |values: Vec<f64>| Summary::of(&values).map_or(f64::NAN, |summary| summary.median);
     let seconds = [
         median(modes.values(mode, |sample| sample.pull_s)),
-        median(modes.values(mode, |sample| sample.second_s)),
+        median(modes.second(mode)),
         median(modes.values(mode, |sample| sample.complete_s)),
     ];
     let counted = [
@@ -95,15 +110,23 @@ fn details(modes: &Modes<'_>, mode: Mode) -> String {
     let memory = median(modes.values(mode, |sample| sample.peak_memory_bytes as f64));
     let disk = median(modes.values(mode, |sample| sample.disk_bytes as f64));
     format!(
-        " {:.2} | {:.2} | {:.2} | {:.1} | {:.0} | {cpu:.2} | {:.0} | {:.0} |",
-        seconds[0],
-        seconds[1],
-        seconds[2],
+        " {} | {} | {} | {:.1} | {:.0} | {cpu:.2} | {:.0} | {:.0} |",
+        shown(seconds[0]),
+        shown(seconds[1]),
+        shown(seconds[2]),
         counted[0],
         counted[1],
         memory / f64::from(1 << 20),
         disk / 1e6
     )
+}
+
+/// Nothing for what was left out.
+fn shown(seconds: f64) -> String {
+    match seconds.is_nan() {
+        true => String::new(),
+        false => format!("{seconds:.2}"),
+    }
 }
 
 /// Medians to ready with a column for each mode: what fits in a README. The best of each line is bold.
@@ -233,7 +256,9 @@ pub(crate) mod tests {
             start_s: ready_s - 0.2,
             ready_s,
             complete_s: ready_s,
-            second_s: 0.5,
+            second_s: Some(0.5),
+            pull_bytes: Some(500_000),
+            fuse_mounts: Some(usize::from(mode != Mode::Overlayfs)),
             bytes: if mode == Mode::Overlayfs {
                 50_000_000
             } else {
@@ -265,6 +290,7 @@ pub(crate) mod tests {
                 image_bytes: Some(60_000_000),
             }],
             missing: vec![("original".to_owned(), "not installed".to_owned())],
+            failed: Vec::new(),
             samples: rounds.collect(),
         }
     }

@@ -12,6 +12,9 @@ pub(crate) struct Results {
     pub(crate) workloads: Vec<About>,
     /// Modes that could not be measured, and why.
     pub(crate) missing: Vec<(String, String)>,
+    /// Samples that could not be taken.
+    #[serde(default)]
+    pub(crate) failed: Vec<Failure>,
     /// Every sample, outliers too, in the order they were taken.
     pub(crate) samples: Vec<Sample>,
 }
@@ -27,7 +30,22 @@ impl Results {
         self.missing.extend(other.missing);
         self.missing.sort();
         self.missing.dedup();
+        self.failed.extend(other.failed);
         self.samples.extend(other.samples);
+    }
+}
+
+/// Failures of a workload in a mode after which it is tried no more.
+const ENOUGH: usize = 3;
+
+impl Results {
+    /// Whether `workload` has failed so often in `mode` that it would only take time.
+    pub(crate) fn has_given_up(&self, workload: &str, mode: &str) -> bool {
+        let failed = self.failed.iter();
+        failed
+            .filter(|failure| failure.workload == workload && failure.mode == mode)
+            .count()
+            >= ENOUGH
     }
 }
 
@@ -62,6 +80,17 @@ pub(crate) struct LinkShape {
     pub(crate) delay_ms: u64,
 }
 
+/// A sample that could not be taken.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    pub(crate) workload: String,
+    pub(crate) link: LinkShape,
+    pub(crate) mode: String,
+    pub(crate) round: usize,
+    /// What was said.
+    pub(crate) why: String,
+}
+
 /// One cold start, and a second one.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Sample {
@@ -79,7 +108,15 @@ pub(crate) struct Sample {
     /// From the pull's start to the workload's end; as ready for a service.
     pub(crate) complete_s: f64,
     /// Create and start of a second container, page cache dropped, to its ready condition.
-    pub(crate) second_s: f64,
+    /// None where it was left out.
+    #[serde(default)]
+    pub(crate) second_s: Option<f64>,
+    /// What the registry sent by the end of the pull.
+    #[serde(default)]
+    pub(crate) pull_bytes: Option<u64>,
+    /// The snapshotter's FUSE mounts when the workload was ready.
+    #[serde(default)]
+    pub(crate) fuse_mounts: Option<usize>,
     /// What the registry sent by the time the workload was ready.
     pub(crate) bytes: u64,
     pub(crate) requests: u64,

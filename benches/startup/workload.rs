@@ -31,6 +31,16 @@ pub(crate) struct Workload {
     /// Program and arguments.
     pub(crate) command: Vec<String>,
     pub(crate) ready: Ready,
+    /// Does not end by itself, though a line tells that it is ready.
+    #[serde(default)]
+    service: bool,
+}
+
+impl Workload {
+    /// Whether it does not end by itself.
+    pub(crate) fn is_service(&self) -> bool {
+        self.service || self.ready.port().is_some()
+    }
 }
 
 /// The bottom layer.

@@ -44,6 +44,10 @@ fn the_harness_measures_modes_writes_its_results_and_compares_them() {
         assert!(pull.as_f64().unwrap() >= 0.04, "{mode}: {pull}");
         assert!(ready.as_f64() > pull.as_f64(), "{mode}: {ready}");
     }
+    let mounts = |mode| sample(mode)["fuse_mounts"].as_u64().unwrap();
+    assert_eq!(mounts("overlayfs"), 0);
+    assert!(mounts("lazy+prefetch") > 0 && mounts("on-demand") > 0);
+    assert!(!printed.contains("not lazy"), "{printed}");
     assert!(printed.contains("- nydus is missing: "), "{printed}");
     for mode in ["overlayfs", "full-pull", "lazy+prefetch", "on-demand"] {
         let row = format!("| python | 1 Gbit/s, 20 ms | {mode} | 1 | ");
@@ -67,5 +71,54 @@ fn the_harness_measures_modes_writes_its_results_and_compares_them() {
         shown.contains("| python | 1 Gbit/s, 20 ms | on-demand | 2 | "),
         "{shown}"
     );
+    scratch.assert_clean().unwrap();
+}
+
+#[test]
+fn a_start_that_fails_is_listed_and_the_others_are_measured() {
+    let scratch = Scratch::within("/var/tmp".as_ref()).unwrap();
+    let out = scratch.dir("out").unwrap();
+    let workloads = scratch.path().join("workloads.toml");
+    let one = |name: &str, line: &str| {
+        format!(
+            "[[workload]]\nname = '{name}'\nbase = 'busybox'\ncommand = ['/bin/echo', 'hello']\nready = {{ line = '{line}' }}\n"
+        )
+    };
+    fs::write(
+        &workloads,
+        one("silent", "good day") + &one("polite", "hello"),
+    )
+    .unwrap();
+    let mut startup = command(env!("CARGO_BIN_EXE_startup"));
+    startup.args(["--rounds", "4", "--second-rounds", "1", "--link", "none"]);
+    startup.args(["--mode", "overlayfs", "--mode", "lazy", "--workloads"]);
+    startup.arg(&workloads).arg("--out").arg(&out);
+    startup
+        .arg("--registry")
+        .arg(scratch.path().join("registry"));
+    let ended = startup.output().unwrap();
+    let (printed, said) = (
+        String::from_utf8(ended.stdout).unwrap(),
+        String::from_utf8(ended.stderr).unwrap(),
+    );
+
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    assert!(said.ends_with("6 samples could not be taken\n"), "{said}");
+    let failed = "- failed: silent over no limit, 0 ms, lazy, round 1: it ended and never printed";
+    assert!(printed.contains(failed), "{printed}");
+    assert!(said.contains("it ended and never printed"), "{said}");
+    let text = fs::read(out.join("startup.json")).unwrap();
+    let results: Value = serde_json::from_slice(&text).unwrap();
+    // After three failures it is left.
+    assert_eq!(results["failed"].as_array().unwrap().len(), 6);
+    let samples = results["samples"].as_array().unwrap();
+    assert_eq!(samples.len(), 8, "{printed}");
+    for sample in samples {
+        assert_eq!(sample["workload"], "polite");
+        let second = sample["second_s"].as_f64().is_some();
+        assert_eq!(second, sample["round"] == 0, "{sample}");
+    }
+    let matrix = fs::read_to_string(out.join("matrix.md")).unwrap();
+    assert!(matrix.ends_with(" (4, 4) |\n"), "{matrix}");
     scratch.assert_clean().unwrap();
 }

@@ -18,6 +18,9 @@ pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
+/// Where it writes what it answers.
+const LOG: &str = "registry.log";
+
 /// A private `docker-registry` on loopback, plain HTTP, no authentication.
 #[derive(Debug)]
 pub struct DockerRegistry {
@@ -86,13 +89,18 @@ impl DockerRegistry {
         let config = dir.join("config.yml");
         fs::write(&config, configuration(dir, listen) + more)?;
         registry.arg("serve").arg(&config);
-        let mut service = Service::start("registry", &mut registry, &dir.join("registry.log"))?;
+        let mut service = Service::start("registry", &mut registry, &dir.join(LOG))?;
         service.wait_ready(|| TcpStream::connect(listen).is_ok())?;
         Ok(Self {
             service,
             dir: dir.to_owned(),
             address,
         })
+    }
+
+    /// Where it is asked.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// `host:port`, the first component of its references.
@@ -112,8 +120,21 @@ impl DockerRegistry {
 
     /// Everything it has answered so far, by its own log.
     pub fn traffic(&self) -> Result<Traffic> {
+        Ok(self.traffic_until(usize::MAX))
+    }
+
+    /// How long its log is: a moment for [`Self::traffic_until`], at no cost.
+    pub fn log_length(&self) -> usize {
+        let length = fs::metadata(self.dir.join(LOG)).map_or(0, |log| log.len());
+        usize::try_from(length).unwrap_or(usize::MAX)
+    }
+
+    /// Everything it had answered when its log was so long.
+    pub fn traffic_until(&self, log_length: usize) -> Traffic {
         let mut traffic = Traffic::default();
-        for line in self.service.log().lines() {
+        let log = self.service.log();
+        let log = log.get(..log_length).unwrap_or(&log);
+        for line in log.lines() {
             // Lines that are not JSON are the runtime's own.
             let Ok(entry) = serde_json::from_str::<LogEntry>(line) else {
                 continue;
@@ -122,7 +143,7 @@ impl DockerRegistry {
                 traffic.add(&entry);
             }
         }
-        Ok(traffic)
+        traffic
     }
 
     /// Its process id.

@@ -135,7 +135,7 @@ pub fn clean_up_on_signals() -> Result<()> {
 }
 
 /// An error if everything is being cleaned up.
-pub(crate) fn check_not_interrupted() -> Result<()> {
+pub fn check_not_interrupted() -> Result<()> {
     ensure!(!INTERRUPTED.load(Ordering::SeqCst), "interrupted");
     Ok(())
 }
