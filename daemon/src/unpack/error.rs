@@ -62,6 +62,18 @@ impl UnpackError {
         matches!(self, Self::Read(_) | Self::Layer { .. } | Self::Tar(_))
     }
 
+    /// Whether there was no room for it on the disk.
+    pub fn is_for_want_of_room(&self) -> bool {
+        let kind = match self {
+            Self::Entry { source, .. } | Self::Directory { source, .. } => source.kind(),
+            _ => return false,
+        };
+        matches!(
+            kind,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        )
+    }
+
     pub(super) fn entry(name: &[u8], source: io::Error) -> Self {
         let name = String::from_utf8_lossy(name).chars().take(200).collect();
         Self::Entry { name, source }

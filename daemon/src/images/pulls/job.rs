@@ -25,7 +25,7 @@ impl Shared {
         pull: &Pull,
         layer: &KnownLayer,
         lowest: bool,
-    ) -> Result<Unpacked, String> {
+    ) -> Result<Unpacked, UnpackError> {
         let expected = Expected {
             layer: layer.digest,
             diff_id: layer.diff_id,
@@ -56,7 +56,7 @@ impl Shared {
                     tries += 1;
                     tracing::warn!(layer = %layer.digest, image = %pull.image, "the layer is pulled again: {error}");
                 }
-                done => return done.map_err(|error| error.to_string()),
+                done => return done,
             }
         }
     }

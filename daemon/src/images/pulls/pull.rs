@@ -16,7 +16,7 @@ use super::super::manifest::KnownLayer;
 use super::{Key, Shared, key};
 use crate::registry::Reference;
 use crate::snapshot::images::LayerRequest;
-use crate::unpack::Unpacked;
+use crate::unpack::{UnpackError, Unpacked};
 
 /// As good as never.
 const LONG: Duration = Duration::from_secs(1 << 30);
@@ -50,6 +50,8 @@ struct State {
     idle_since: Instant,
     /// The layer that failed: containerd pulls those above it by itself.
     failed: Option<usize>,
+    /// It failed because the disk is full: what is finished is no use there.
+    no_room: bool,
 }
 
 enum Job {
@@ -126,6 +128,7 @@ impl Pull {
                 waiters: 0,
                 idle_since: Instant::now(),
                 failed: None,
+                no_room: false,
             }),
             layers,
             downloads: semaphore(shared.options.downloads_per_image),
@@ -215,7 +218,7 @@ impl Pull {
         shared: &Shared,
         at: usize,
         cancel: &CancellationToken,
-        done: Result<Unpacked, String>,
+        done: Result<Unpacked, UnpackError>,
     ) {
         let mut state = self.state.lock();
         // Cancelling and forgetting a job are one step.
@@ -226,9 +229,10 @@ impl Pull {
         }
         match done {
             Ok(unpacked) => state.jobs[at] = Job::Done(unpacked),
-            Err(reason) => {
-                state.jobs[at] = Job::Failed(reason);
+            Err(error) => {
+                state.jobs[at] = Job::Failed(error.to_string());
                 state.failed = Some(at);
+                state.no_room = error.is_for_want_of_room();
                 state.cancel_above(at);
             }
         }
@@ -258,7 +262,7 @@ impl State {
     fn deadline(&self, shared: &Shared) -> Instant {
         let kept = || self.jobs.iter().any(|job| matches!(job, Job::Done(_)));
         let after = match self.waiters {
-            0 if self.unfinished() > 0 => shared.options.idle,
+            0 if self.unfinished() > 0 || self.no_room => shared.options.idle,
             0 if kept() || self.failed.is_some() => shared.options.keep,
             0 => Duration::ZERO,
             _ => LONG,
@@ -350,7 +354,7 @@ impl Waiting {
             (Some(failed), Job::None) if at > failed => {
                 return Err(String::from("a layer below it failed"));
             }
-            (Some(_), Job::None) => state.failed = None,
+            (Some(_), Job::None) => (state.failed, state.no_room) = (None, false),
             _ => {}
         }
         state.queue(at, lowest);
