@@ -834,6 +834,8 @@ async fn with_the_upper_layer_ahead(pushed: &Pushed, node: &Node) {
         one.is_some_and(|one| node.names(&format!("unpack/{one}")) == ["fs", "record.json"])
     })
     .await;
+    // The record is written; the pull, which gives up what it does not know to be finished, learns of it a moment later.
+    tokio::time::sleep(Duration::from_millis(300)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

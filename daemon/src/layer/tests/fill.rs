@@ -47,7 +47,7 @@ async fn nothing_is_filled_when_it_is_switched_off() {
 async fn the_rest_of_a_file_that_is_read_comes_before_the_rest_of_the_layer() {
     let slowly = LayerOptions {
         fill: Some(FillOptions {
-            period: Duration::from_millis(1),
+            period: Duration::from_millis(10),
             ..FillOptions::default()
         }),
         ..options()
@@ -76,11 +76,13 @@ async fn the_rest_of_a_file_that_is_read_comes_before_the_rest_of_the_layer() {
         .map(|range| range.start)
         .collect();
     let of = |span: u32| node.layer.spans().compressed(SpanId(span)).start.0;
-    assert_eq!(
-        starts[..4],
-        [of(first), of(first + 1), of(first + 2), of(0)],
-        "the file, then the layer"
-    );
+    // Each request is a task of its own: two that follow each other may change places.
+    assert_eq!(starts[0], of(first));
+    assert!(starts.len() > 10, "{starts:?}");
+    for span in [first + 1, first + 2] {
+        let turn = starts.iter().position(|start| *start == of(span)).unwrap();
+        assert!(turn < 6, "the file, then the layer: {starts:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
