@@ -8,14 +8,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
 use integration::Scratch;
+use integration::acceptor::Acceptor;
 use integration::command::{command, run};
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
@@ -28,10 +27,8 @@ const HANDSHAKE: u8 = 0x16;
 /// A running one; ends when dropped.
 #[derive(Debug)]
 pub(crate) struct Front {
-    address: SocketAddr,
+    acceptor: Acceptor,
     certificate: PathBuf,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl Front {
@@ -58,54 +55,27 @@ impl Front {
             .with_no_client_auth()
             .with_single_cert(chain, PrivateKeyDer::from_pem_file(&key)?)?;
         let tls = TlsAcceptor::from(Arc::new(config));
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0"))?;
-        let address = listener.local_addr()?;
-        let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::spawn(move || {
-            runtime.block_on(async {
-                tokio::select! {
-                    _ = stopped => {}
-                    () = serve(listener, target, tls) => {}
-                }
-            });
-        });
+        let acceptor = Acceptor::start(move |near| {
+            let tls = tls.clone();
+            async move {
+                // Either end may break off; the other one is told by its connection's end.
+                let _ = pass(near, target, tls).await;
+            }
+        })?;
         Ok(Self {
-            address,
+            acceptor,
             certificate,
-            stop: Some(stop),
-            thread: Some(thread),
         })
     }
 
     /// `host:port` for references.
     pub(crate) fn host(&self) -> String {
-        format!("localhost:{}", self.address.port())
+        format!("localhost:{}", self.acceptor.address().port())
     }
 
     /// Has a program written in Go take its certificate for good.
     pub(crate) fn trust(&self, program: &mut Command) {
         program.env("SSL_CERT_FILE", &self.certificate);
-    }
-}
-
-impl Drop for Front {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            // A panic has been printed; its connections are gone either way.
-            let _ = thread.join();
-        }
-    }
-}
-
-async fn serve(listener: TcpListener, target: SocketAddr, tls: TlsAcceptor) {
-    while let Ok((near, _)) = listener.accept().await {
-        let tls = tls.clone();
-        // Either end may break off; the other one is told by its connection's end.
-        tokio::spawn(async move { pass(near, target, tls).await });
     }
 }
 

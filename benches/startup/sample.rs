@@ -19,6 +19,9 @@ pub(crate) struct Results {
     pub(crate) samples: Vec<Sample>,
 }
 
+/// Failures of a workload in a mode after which it is tried no more.
+const ENOUGH: usize = 3;
+
 impl Results {
     /// Adds what another run measured, on the same machine.
     pub(crate) fn add(&mut self, other: Self) {
@@ -33,12 +36,7 @@ impl Results {
         self.failed.extend(other.failed);
         self.samples.extend(other.samples);
     }
-}
 
-/// Failures of a workload in a mode after which it is tried no more.
-const ENOUGH: usize = 3;
-
-impl Results {
     /// Whether `workload` has failed so often in `mode` that it would only take time.
     pub(crate) fn has_given_up(&self, workload: &str, mode: &str) -> bool {
         let failed = self.failed.iter();

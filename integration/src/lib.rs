@@ -4,6 +4,7 @@
 //! Everything lives below one [`Scratch`] directory. Parts are dropped in reverse order of their
 //! start, so declare the scratch first.
 
+pub mod acceptor;
 pub mod binaries;
 pub mod busybox;
 pub mod cache;

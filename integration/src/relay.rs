@@ -4,15 +4,16 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Result;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::acceptor::Acceptor;
 
 /// Bytes read at once.
 const CHUNK: usize = 64 << 10;
@@ -24,73 +25,34 @@ const ON_THEIR_WAY: usize = 256;
 /// connection costs a whole one. Ends when dropped.
 #[derive(Debug)]
 pub struct Relay {
-    address: SocketAddr,
+    acceptor: Acceptor,
     passed: Arc<AtomicU64>,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl Relay {
     /// Starts it in front of `target`.
     pub fn start(target: SocketAddr, round_trip: Duration) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0"))?;
-        let address = listener.local_addr()?;
-        let (stop, stopped) = oneshot::channel();
         let passed = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&passed);
-        let thread = std::thread::spawn(move || {
-            runtime.block_on(async {
-                tokio::select! {
-                    _ = stopped => {}
-                    () = serve(listener, target, round_trip, counter) => {}
-                }
-            });
-        });
-        Ok(Self {
-            address,
-            passed,
-            stop: Some(stop),
-            thread: Some(thread),
-        })
+        let acceptor = Acceptor::start(move |near| {
+            let passed = Arc::clone(&counter);
+            async move {
+                sleep(round_trip).await;
+                // Either end may break off; the other one is told by its connection's end.
+                let _ = pass(near, target, round_trip / 2, &passed).await;
+            }
+        })?;
+        Ok(Self { acceptor, passed })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.acceptor.address()
     }
 
     /// Bytes that came back through it so far; goes on counting.
     pub fn passed(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.passed)
-    }
-}
-
-impl Drop for Relay {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            // A panic of the relay has been printed; its connections are gone either way.
-            let _ = thread.join();
-        }
-    }
-}
-
-async fn serve(
-    listener: TcpListener,
-    target: SocketAddr,
-    round_trip: Duration,
-    passed: Arc<AtomicU64>,
-) {
-    while let Ok((near, _)) = listener.accept().await {
-        let passed = Arc::clone(&passed);
-        tokio::spawn(async move {
-            sleep(round_trip).await;
-            // Either end may break off; the other one is told by its connection's end.
-            let _ = pass(near, target, round_trip / 2, &passed).await;
-        });
     }
 }
 

@@ -84,6 +84,11 @@ fn mapped(host: &Host, options: &[&str], image: &str, id: &str, script: &str) ->
     ctr
 }
 
+/// Starts the container `app`, which sleeps.
+fn sleeping(host: &Host, image: &str) {
+    run(&mut mapped(host, &["--detach"], image, "app", "sleep 1000")).unwrap();
+}
+
 /// All files of unpacked layers and of containers.
 fn on_disk(host: &Host, name: &str) -> Vec<PathBuf> {
     let snapshots = host.snapshotter.root().join("snapshotter/snapshots");
@@ -191,14 +196,7 @@ fn mapped_directories_outlive_the_daemon_and_come_back_when_they_are_gone() {
     let published = publish(&host, "app", Some(2 << 20));
     let image = published.reference.as_str();
     host.soci().unwrap().rpull(image).unwrap();
-    run(&mut mapped(
-        &host,
-        &["--detach"],
-        image,
-        "app",
-        "sleep 1000",
-    ))
-    .unwrap();
+    sleeping(&host, image);
     let before = mapped_directories(&host);
     assert_eq!(
         before.len(),
@@ -300,14 +298,7 @@ fn a_large_file_that_the_kernel_reads_itself_has_its_mapped_owner_also_after_the
     let published = publish(&host, "app", Some(0));
     let image = published.reference.as_str();
     host.soci().unwrap().rpull(image).unwrap();
-    run(&mut mapped(
-        &host,
-        &["--detach"],
-        image,
-        "app",
-        "sleep 1000",
-    ))
-    .unwrap();
+    sleeping(&host, image);
     if !is_passing_through(&host) {
         eprintln!("this kernel has no passthrough");
         return;

@@ -5,7 +5,8 @@
 //! limits allow. Each `Prepare` then waits for its own and moves it into place.
 //!
 //! A pull lives as long as someone waits for it. When the last one gives up, what is under way ends;
-//! what is finished is kept for a while, since the client will come back for it: also by the next daemon. On a full disk it is not.
+//! what is finished is kept for a while, since the client will come back for it: also by the next daemon. On
+//! a full disk it is not.
 
 mod job;
 mod leftovers;
