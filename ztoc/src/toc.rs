@@ -123,6 +123,52 @@ pub struct Toc {
     pub(crate) entries: Vec<Entry>,
 }
 
+/// A table of contents whose entries come one after another, nearly always in tar order: each is checked as it comes, while
+/// it is in the processor's cache.
+#[derive(Debug)]
+pub(crate) struct TocInProgress {
+    entries: Vec<Entry>,
+    size: u64,
+    /// Where the headers of the next one begin, if that is known.
+    header: Option<u64>,
+    /// So far.
+    in_order: bool,
+}
+
+impl TocInProgress {
+    /// Of a layer of `size` uncompressed bytes, with room for so many entries.
+    pub(crate) fn new(size: u64, room: usize) -> Self {
+        Self {
+            entries: Vec::with_capacity(room),
+            size,
+            header: Some(0),
+            in_order: true,
+        }
+    }
+
+    /// Adds an entry.
+    pub(crate) fn push(&mut self, entry: Entry) -> Result<(), DecodeError> {
+        let last = self.entries.last();
+        self.in_order &= last.is_none_or(|last| last.offset <= entry.offset);
+        if self.in_order {
+            let index = self.entries.len();
+            self.header = entry.checked(index, self.header, self.size)?;
+        }
+        self.entries.push(entry);
+        Ok(())
+    }
+
+    /// The whole table; entries that came out of order are put in order and checked now.
+    pub(crate) fn finish(self) -> Result<Toc, DecodeError> {
+        match self.in_order {
+            true => Ok(Toc {
+                entries: self.entries,
+            }),
+            false => Toc::new(self.entries, self.size),
+        }
+    }
+}
+
 impl Entry {
     /// The entry of the member whose headers are `bytes`, all of them: from the end of the member before to
     /// where the data begins. `None` if they are anything else.
@@ -234,6 +280,24 @@ impl Entry {
         }
     }
 
+    /// [`Self::check`], with an error that says which entry it is.
+    fn checked(
+        &self,
+        index: usize,
+        header: Option<u64>,
+        size: u64,
+    ) -> Result<Option<u64>, DecodeError> {
+        self.check(header, size)
+            .map_err(|source| DecodeError::Entry {
+                index,
+                name: String::from_utf8_lossy(&self.name)
+                    .chars()
+                    .take(200)
+                    .collect(),
+                source,
+            })
+    }
+
     /// An upper limit of the space that this entry takes in a zTOC.
     pub(crate) fn encoded_len(&self) -> usize {
         let texts = [&self.name, &self.link, &self.uname, &self.gname];
@@ -256,17 +320,7 @@ impl Toc {
         entries.sort_by_key(|entry| entry.offset);
         let mut header = Some(0);
         for (index, entry) in entries.iter().enumerate() {
-            header = entry.check(header, size).map_err(|source| {
-                let name = String::from_utf8_lossy(&entry.name)
-                    .chars()
-                    .take(200)
-                    .collect();
-                DecodeError::Entry {
-                    index,
-                    name,
-                    source,
-                }
-            })?;
+            header = entry.checked(index, header, size)?;
         }
         Ok(Self { entries })
     }

@@ -56,8 +56,8 @@ impl Ztoc {
     /// Decodes and checks zTOC 0.9 bytes, all of `bytes`, and leaves the windows of the checkpoints
     /// where they are: they are read from `ztoc`, which keeps the same bytes, when a span is
     /// decoded, and are checked then to be what they were. What stays in memory of a span
-    /// are less than 100 bytes instead of 32 KiB. As a zTOC without its windows cannot be
-    /// encoded, its two halves are what comes of it.
+    /// are less than 100 bytes instead of 32 KiB. Names of users and groups, which a file system has no use for, are
+    /// left out. As a zTOC without its windows cannot be encoded, its two halves are what comes of it.
     ///
     /// # Errors
     ///

@@ -10,7 +10,7 @@ use ztoc::error::DecodeError;
 use ztoc::unit::ByteLen as _;
 use ztoc::{Digest, SpanId, SpanTable, Toc, Ztoc};
 
-use super::kept_ztoc::KeptZtoc;
+use super::kept_ztoc::{Held, KeptZtoc};
 use super::record::Origin;
 use super::store::{LayerError, MAX_SPAN, MAX_ZTOC_SIZE, NewLayer, io_error};
 use super::windows::Windows;
@@ -95,7 +95,7 @@ pub(super) struct Stored {
     /// Of the bytes, as they should be.
     digest: Digest,
     kept: KeptZtoc,
-    bytes: Vec<u8>,
+    bytes: Held,
 }
 
 /// A layer's names and spans, and where the windows are, if they may be missing.

@@ -33,12 +33,19 @@ pub(super) const WHITEOUT: DraftIndex = 1;
 /// The number of an inode while the tree is built; not all survive.
 pub(super) type DraftIndex = u32;
 
+/// Small, as there is one for each file, and memory that is touched for the first time is what building takes longest for.
 pub(super) struct Draft<'t> {
-    pub(super) metadata: Metadata,
-    pub(super) xattrs: Vec<(&'t [u8], &'t [u8])>,
     pub(super) body: DraftBody<'t>,
     /// Of the entry it was made of; of a directory, any number.
     pub(super) number: u32,
+    /// What cannot be had of that entry.
+    own: Option<Box<Own<'t>>>,
+}
+
+/// Attributes of a directory, of a file with extended ones, or of one that has them of another name.
+struct Own<'t> {
+    metadata: Metadata,
+    xattrs: Vec<(&'t [u8], &'t [u8])>,
 }
 
 pub(super) enum DraftBody<'t> {
@@ -73,6 +80,8 @@ pub(super) struct Builder<'t> {
     last_parent: Option<(&'t [u8], DraftIndex)>,
     /// Of the entry that is applied.
     number: u32,
+    /// Bytes of the names so far, be they taken away again or not.
+    text_len: usize,
 }
 
 /// Builds the tree of `entries`; `toc`, of which they are, tells where their headers lie. Of many, another thread sees
@@ -101,10 +110,9 @@ pub(super) fn build(entries: &[Entry], toc: Option<&Toc>) -> LayerTree {
 impl<'t> Builder<'t> {
     fn new(entries: usize) -> Self {
         let whiteout = Draft {
-            metadata: Metadata::WHITEOUT,
-            xattrs: Vec::new(),
             body: DraftBody::Whiteout,
             number: 0,
+            own: None,
         };
         let mut drafts = Vec::with_capacity(entries.saturating_add(2));
         drafts.extend([Draft::implied_directory(ROOT), whiteout]);
@@ -118,6 +126,7 @@ impl<'t> Builder<'t> {
             link_steps_left: (entries as u64).saturating_mul(64).saturating_add(1 << 20),
             last_parent: None,
             number: 0,
+            text_len: 0,
         }
     }
 
@@ -172,8 +181,8 @@ impl<'t> Builder<'t> {
     /// containerd ignores what a layer says of the root's owner and mode; its time does no harm.
     fn apply_root(&mut self, entry: &Entry) {
         if entry.kind == EntryKind::Directory {
-            let root = &mut self.drafts[ROOT as usize].metadata;
-            root.set_mtime(entry.mtime);
+            let root = self.drafts[ROOT as usize].own();
+            root.metadata.set_mtime(entry.mtime);
         }
     }
 
@@ -211,9 +220,9 @@ impl<'t> Builder<'t> {
                 index
             }
         };
-        let draft = &mut self.drafts[index as usize];
-        draft.metadata = Metadata::of(entry);
-        draft.add_xattrs(entry);
+        let own = self.drafts[index as usize].own();
+        own.metadata = Metadata::of(entry);
+        own.add_xattrs(entry);
         self.directory_mut(index).implied = false;
         Ok(())
     }
@@ -306,6 +315,7 @@ impl<'t> Builder<'t> {
 
     /// Has `name` in `parent` stand for `child`.
     fn name(&mut self, parent: DraftIndex, name: &'t [u8], child: DraftIndex) {
+        self.text_len += name.len();
         if self
             .directory_mut(parent)
             .children
@@ -353,6 +363,11 @@ impl<'t> Builder<'t> {
         Err(Reason::HardLink)
     }
 
+    /// Bytes that the names take.
+    pub(super) fn text_len(&self) -> usize {
+        self.text_len
+    }
+
     /// The inodes and what was left out.
     pub(super) fn into_parts(self) -> (Vec<Draft<'t>>, LeftOut<'t>) {
         (self.drafts, self.left_out)
@@ -391,8 +406,6 @@ fn is_whiteout_device(entry: &Entry) -> bool {
 impl<'t> Draft<'t> {
     fn implied_directory(parent: DraftIndex) -> Self {
         Self {
-            metadata: Metadata::IMPLIED,
-            xattrs: Vec::new(),
             body: DraftBody::Directory(Box::new(DraftDirectory {
                 parent,
                 children: Children::default(),
@@ -400,17 +413,19 @@ impl<'t> Draft<'t> {
                 implied: true,
             })),
             number: 0,
+            own: None,
         }
     }
 
     fn file(entry: &'t Entry, number: u32) -> Self {
         let mut draft = Self {
             number,
-            metadata: Metadata::of(entry),
-            xattrs: Vec::new(),
             body: DraftBody::File(entry),
+            own: None,
         };
-        draft.add_xattrs(entry);
+        if !entry.pax.is_empty() {
+            draft.own().add_xattrs(entry);
+        }
         draft
     }
 
@@ -424,11 +439,44 @@ impl<'t> Draft<'t> {
     /// What another name of this inode says of it: containerd sets owner, attributes, mode and time
     /// of each name in turn on the one inode; setting the owner takes file capabilities away.
     fn relink(&mut self, entry: &'t Entry) {
-        self.metadata = Metadata::of(entry);
-        self.xattrs.retain(|(name, _)| *name != FILE_CAPABILITIES);
-        self.add_xattrs(entry);
+        let own = self.own();
+        own.metadata = Metadata::of(entry);
+        own.xattrs.retain(|(name, _)| *name != FILE_CAPABILITIES);
+        own.add_xattrs(entry);
     }
 
+    /// Owner, mode and time.
+    pub(super) fn metadata(&self) -> Metadata {
+        if let Some(own) = &self.own {
+            return own.metadata;
+        }
+        match self.body {
+            DraftBody::File(entry) | DraftBody::Link(entry) => Metadata::of(entry),
+            DraftBody::Whiteout => Metadata::WHITEOUT,
+            DraftBody::Directory(_) | DraftBody::Alias(_) | DraftBody::Dangling => {
+                Metadata::IMPLIED
+            }
+        }
+    }
+
+    /// Extended attributes.
+    pub(super) fn xattrs(&self) -> &[(&'t [u8], &'t [u8])] {
+        self.own.as_ref().map_or(&[], |own| &own.xattrs)
+    }
+
+    /// Attributes of its own, so that they can be changed.
+    fn own(&mut self) -> &mut Own<'t> {
+        let metadata = self.metadata();
+        self.own.get_or_insert_with(|| {
+            Box::new(Own {
+                metadata,
+                xattrs: Vec::new(),
+            })
+        })
+    }
+}
+
+impl<'t> Own<'t> {
     fn add_xattrs(&mut self, entry: &'t Entry) {
         for (name, value) in entry.xattrs() {
             if !is_servable_xattr(name, value) {

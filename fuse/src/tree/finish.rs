@@ -22,6 +22,7 @@ pub(super) fn finish(
     toc: Option<&Toc>,
     checks: Option<&[HeaderCheck]>,
 ) -> LayerTree {
+    let text_len = builder.text_len();
     let (drafts, left_out) = builder.into_parts();
     let mut layout = Layout {
         numbers: vec![None; drafts.len()],
@@ -31,7 +32,7 @@ pub(super) fn finish(
         headers: Vec::with_capacity(drafts.len()),
         inodes: Vec::with_capacity(drafts.len()),
         dirents: Vec::with_capacity(drafts.len()),
-        texts: Vec::new(),
+        texts: Vec::with_capacity(text_len),
         xattrs: Vec::new(),
         sparse: Vec::new(),
         queue: VecDeque::new(),
@@ -124,7 +125,7 @@ impl<'t> Layout<'_, 't> {
         let from = &drafts[draft as usize];
         let index = u32::try_from(self.inodes.len()).map_err(|_| Reason::TooMany)?;
         let inode = Inode {
-            metadata: from.metadata,
+            metadata: from.metadata(),
             nlink: 1,
             body: self.body(from, parent, name)?,
             xattrs: self.xattr_set(from),
@@ -211,11 +212,11 @@ impl<'t> Layout<'_, 't> {
     }
 
     fn xattr_set(&mut self, draft: &Draft<'_>) -> Option<NonZeroU32> {
-        if draft.xattrs.is_empty() {
+        if draft.xattrs().is_empty() {
             return None;
         }
         let mut set: Vec<Xattr> = draft
-            .xattrs
+            .xattrs()
             .iter()
             .map(|&(name, value)| (name.into(), value.into()))
             .collect();

@@ -7,7 +7,7 @@ use crate::checkpoint::{GzipZinfo, TarZinfo, Zinfo, ZtocBytes};
 use crate::digest::Digest;
 use crate::error::{DecodeError, EntryError, WireError};
 use crate::span::SpanTable;
-use crate::toc::{Entry, EntryKind, Timestamp, Toc};
+use crate::toc::{Entry, EntryKind, Timestamp, Toc, TocInProgress};
 use crate::unit::UncompressedOffset;
 use crate::wire::{OffsetVector, Reader, Table};
 
@@ -17,7 +17,8 @@ const RESERVED: usize = 1 << 18;
 pub(super) const GZIP: i8 = 1;
 pub(super) const UNCOMPRESSED: i8 = 2;
 
-/// Decodes; `left` is where the windows can be read later, if they are not to be held.
+/// Decodes; `left` is where the windows can be read later, if they are not to be held. The names of owners are left out
+/// then as well.
 pub(super) fn decode(bytes: &[u8], left: Option<Arc<dyn ZtocBytes>>) -> Result<Ztoc, DecodeError> {
     if bytes.len() > Ztoc::MAX_ENCODED_LEN {
         return Err(DecodeError::TooLarge(bytes.len()));
@@ -26,6 +27,7 @@ pub(super) fn decode(bytes: &[u8], left: Option<Arc<dyn ZtocBytes>>) -> Result<Z
     let root = reader.root()?;
     let compressed_size = size(&root, 2, "compressed size")?;
     let uncompressed_size = size(&root, 3, "uncompressed size")?;
+    let owners = left.is_none();
     let info = root
         .table(5)?
         .ok_or(DecodeError::Missing("compression information"))?;
@@ -43,7 +45,7 @@ pub(super) fn decode(bytes: &[u8], left: Option<Arc<dyn ZtocBytes>>) -> Result<Z
     Ok(Ztoc {
         version: root.bytes(0)?.to_vec(),
         build_tool: root.bytes(1)?.to_vec(),
-        toc: Toc::new(entries(toc.vector(0)?)?, uncompressed_size)?,
+        toc: entries(toc.vector(0)?, owners, uncompressed_size)?,
         spans,
     })
 }
@@ -74,12 +76,13 @@ fn digests(texts: OffsetVector<'_, '_>) -> Result<Vec<Digest>, DecodeError> {
     Ok(digests)
 }
 
-fn entries(tables: OffsetVector<'_, '_>) -> Result<Vec<Entry>, DecodeError> {
-    let mut entries = Vec::with_capacity(tables.len().min(RESERVED));
+/// All entries of a layer of `size` uncompressed bytes; with the names of their `owners`, or without.
+fn entries(tables: OffsetVector<'_, '_>, owners: bool, size: u64) -> Result<Toc, DecodeError> {
+    let mut toc = TocInProgress::new(size, tables.len().min(RESERVED));
     for (index, table) in tables.tables().enumerate() {
         let table = table?;
         let name = table.bytes(0)?.to_vec();
-        let entry = entry(&table, name)?.map_err(|(name, source)| {
+        let entry = entry(&table, name, owners)?.map_err(|(name, source)| {
             let name = String::from_utf8_lossy(&name).chars().take(200).collect();
             DecodeError::Entry {
                 index,
@@ -87,15 +90,15 @@ fn entries(tables: OffsetVector<'_, '_>) -> Result<Vec<Entry>, DecodeError> {
                 source,
             }
         })?;
-        entries.push(entry);
+        toc.push(entry)?;
     }
-    Ok(entries)
+    toc.finish()
 }
 
 /// The inner error is about the entry of this name, the outer one about the buffer.
 type Checked = Result<Entry, (Vec<u8>, EntryError)>;
 
-fn entry(table: &Table<'_, '_>, name: Vec<u8>) -> Result<Checked, WireError> {
+fn entry(table: &Table<'_, '_>, name: Vec<u8>, owners: bool) -> Result<Checked, WireError> {
     let (kind_text, offset, size) = (table.bytes(1)?, table.i64(2)?, table.i64(3)?);
     let Some(kind) = EntryKind::from_text(kind_text) else {
         let text = String::from_utf8_lossy(kind_text)
@@ -113,6 +116,13 @@ fn entry(table: &Table<'_, '_>, name: Vec<u8>) -> Result<Checked, WireError> {
         };
         return Ok(Err((name, EntryError::Number { field, value })));
     };
+    let owner = |id| {
+        Ok::<_, WireError>(if owners {
+            table.bytes(id)?.to_vec()
+        } else {
+            Vec::new()
+        })
+    };
     Ok(Ok(Entry {
         name,
         kind,
@@ -122,8 +132,8 @@ fn entry(table: &Table<'_, '_>, name: Vec<u8>) -> Result<Checked, WireError> {
         mode: table.i64(5)?,
         uid: table.u32(6)?,
         gid: table.u32(7)?,
-        uname: table.bytes(8)?.to_vec(),
-        gname: table.bytes(9)?.to_vec(),
+        uname: owner(8)?,
+        gname: owner(9)?,
         mtime: Timestamp::from_rfc3339(table.bytes(10)?),
         dev_major: table.i64(11)?,
         dev_minor: table.i64(12)?,
