@@ -200,6 +200,31 @@ mod tests {
     }
 
     #[test]
+    fn documented_command_lines_are_taken() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let mut shown = 0;
+        for document in ["README.md", "docs/startup.md", "docs/benchmarks.md"] {
+            let text = fs::read_to_string(root.join(document)).unwrap();
+            let lines = text.lines().flat_map(|line| line.split('`'));
+            for line in lines {
+                let line = line.split(" #").next().unwrap_or_default();
+                let Some(arguments) = line.strip_prefix("scripts/bench startup ") else {
+                    continue;
+                };
+                // The script takes the suite away; a shell would expand the asterisk.
+                let mut words: Vec<&str> = arguments.split_whitespace().collect();
+                if words.first() == Some(&"--suite") {
+                    words.drain(..2);
+                }
+                let options = Options::try_parse_from(["startup"].iter().chain(&words));
+                options.unwrap_or_else(|error| panic!("{document}: {line}: {error}"));
+                shown += 1;
+            }
+        }
+        assert!(shown >= 12, "{shown}");
+    }
+
+    #[test]
     fn lists_are_separated_by_commas_or_repeated() {
         let options = Options::parse_from([
             "startup",

@@ -82,6 +82,30 @@ fn indexed(mut soci: Command, plain: &Path, out: &Path) -> BTreeSet<String> {
     blobs.map(name).collect()
 }
 
+/// The part of `docs/install.md` that installs what cargo has built, as `/by-hand.sh`, and in `/by-hand` what it takes.
+fn lay_by_hand(root: &Path) {
+    let page = fs::read_to_string(project().join("docs/install.md")).unwrap();
+    let (_, behind) = page.split_once("## Or by hand").unwrap();
+    let block = behind.split("```").nth(1).unwrap();
+    // What it builds is there.
+    let (build, rest) = block.trim_start().split_once('\n').unwrap();
+    assert!(build.starts_with("cargo build --release"), "{build}");
+    fs::write(root.join("by-hand.sh"), rest).unwrap();
+    let built = root.join("by-hand/target/release");
+    fs::create_dir_all(&built).unwrap();
+    for program in ["soci-snapshotter-grpc", "soci"] {
+        let from = binaries::binary(program).unwrap();
+        fs::copy(from, built.join(program)).unwrap();
+    }
+    let units = root.join("by-hand/daemon");
+    fs::create_dir_all(&units).unwrap();
+    run(command("cp")
+        .arg("-a")
+        .arg(project().join("daemon/systemd"))
+        .arg(units))
+    .unwrap();
+}
+
 /// Boots `root`, runs `script` in it as a service, and answers what it printed.
 fn boot(root: &Path, script: &str) -> String {
     fs::write(root.join("test.sh"), script).unwrap();
@@ -133,6 +157,7 @@ fn the_package_installs_starts_survives_upgrades_and_leaves_nothing() {
         about(&again)
     );
     fs::copy(deb, root.join("spanshot.deb")).unwrap();
+    lay_by_hand(&root);
     let printed = boot(&root, LIFE_OF_A_PACKAGE);
     assert!(printed.contains("\nall of it is done\n"), "{printed}");
 }

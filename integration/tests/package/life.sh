@@ -36,6 +36,16 @@ systemctl start mapping.service
 rm "$unit"
 systemctl daemon-reload
 
+# Asked to read its configuration again it goes on; started again, another serves. Its log tells of both.
+before=$(pid)
+systemctl reload soci-snapshotter
+[ "$(pid)" = "$before" ]
+systemctl restart soci-snapshotter
+another "$before"
+journalctl -u soci-snapshotter -o cat | grep 'configuration has been read again'
+# Not below one that runs.
+if soci-snapshotter-grpc unmount; then exit 1; fi
+
 # Killed, it comes back.
 before=$(pid)
 kill -9 "$before"
@@ -51,6 +61,7 @@ grep -q '# mine' /etc/soci-snapshotter-grpc/config.toml
 systemctl disable --now soci-snapshotter.service soci-snapshotter.socket
 dpkg -i --force-confold /spanshot.deb
 [ "$(systemctl is-active soci-snapshotter.service || true)" = inactive ]
+soci-snapshotter-grpc unmount
 systemctl enable --now soci-snapshotter.socket soci-snapshotter.service
 [ -z "$(failed)" ]
 
@@ -68,4 +79,9 @@ another 0
 dpkg -P spanshot
 left=$(find / -xdev \( -name '*soci*' -o -name '*spanshot*' \) ! -path '/proc/*' ! -path '/sys/*' ! -path '/var/lib/systemd/*' ! -path '/spanshot.deb' ! -path '/var/log/*')
 [ -z "$left" ]
+
+# Installed by hand, as the page says, it runs as well.
+(cd /by-hand && bash -eux /by-hand.sh)
+another 0
+[ "$(readlink -f "/proc/$(pid)/exe")" = /usr/local/bin/soci-snapshotter-grpc ]
 echo "all of it is done"

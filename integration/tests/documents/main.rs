@@ -1,13 +1,16 @@
-//! What a reader copies out of the documents is taken by the program it is for: every block of TOML, JSON and YAML there.
+//! What a reader copies out of the documents is taken by the program it is for: every block of TOML, JSON and YAML there, and
+//! every command.
 #![allow(clippy::unwrap_used)]
+
+mod commands;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use integration::Scratch;
 use integration::binaries::{binary, project};
-use integration::command::{command, fail, finish, run};
-use integration::{Scratch, Soci};
+use integration::command::{command, fail, run};
 use toml::{Table, Value};
 
 /// Who reads a block of TOML.
@@ -232,65 +235,6 @@ fn the_daemonset_mounts_only_volumes_it_has_and_selects_the_pods_it_makes() {
 
     let script = pod["initContainers"][0]["command"][2].as_str().unwrap();
     run(command("sh").args(["-n", "-c", script])).unwrap();
-}
-
-/// The commands of a line of a shell, without what is said about them.
-fn commands(line: &str) -> impl Iterator<Item = Vec<&str>> {
-    let line = line.split(" #").next().unwrap_or_default();
-    let parts = line.split("&&").flat_map(|part| part.split(" | "));
-    parts.map(|part| part.split_whitespace().collect())
-}
-
-#[test]
-fn programs_know_the_commands_and_options_that_documents_show() {
-    let scratch = Scratch::new().unwrap();
-    let soci = Soci::alone(&scratch).unwrap();
-    let mut shown = BTreeMap::new();
-    for block in all("") {
-        for line in block.text.lines() {
-            // A session shows what was typed behind a prompt.
-            for words in commands(line.strip_prefix("$ ").unwrap_or(line)) {
-                let program = words.first().copied().unwrap_or_default();
-                let is_ours = program == "soci-snapshotter-grpc" && words.get(1) == Some(&"config");
-                // What ends by itself, and has no quotes.
-                let ends = !line.contains(['\'', '$']) && !words.contains(&"--watch");
-                if is_ours || program == "soci" && ends {
-                    shown.insert(words.join(" "), block.document.clone());
-                }
-            }
-        }
-    }
-    assert!(shown.len() >= 15, "{shown:?}");
-    for (line, document) in shown {
-        let mut words = line.split(' ');
-        let program = match words.next() {
-            Some("soci") => soci.command().unwrap(),
-            _ => command(binary("soci-snapshotter-grpc").unwrap()),
-        };
-        // Nothing is there that it could work on, and no network: it fails, but not because it does not know what is wanted.
-        let mut alone = command("unshare");
-        alone.args(["--net", "timeout", "20"]);
-        alone
-            .arg(program.get_program())
-            .args(program.get_args())
-            .args(words);
-        let output = finish(alone.current_dir(scratch.path())).unwrap();
-        let error = String::from_utf8_lossy(&output.stderr);
-        let known = matches!(output.status.code(), Some(0 | 1)) && !error.contains("try '--help'");
-        assert!(
-            known,
-            "{}: {line}: {}: {error}",
-            document.display(),
-            output.status
-        );
-    }
-    let unknown = fail(
-        soci.command()
-            .unwrap()
-            .args(["rpull", "--no-such-option", "app:1"]),
-    )
-    .unwrap();
-    assert!(unknown.contains("try '--help'"), "{unknown}");
 }
 
 #[test]
