@@ -110,7 +110,9 @@ impl App {
             .context("cannot have descriptors of mounts kept")?;
         let images = images(&root, &metrics, keeper).await?;
         let overlay = support::overlay_options();
-        let snapshotter = Snapshotter::open(root.path(), images, overlay, Arc::clone(&metrics))
+        let mapped_by = support::mapped_by(config.snapshotter.map_ids);
+        let shared = Arc::clone(&metrics);
+        let snapshotter = Snapshotter::open(root.path(), images, overlay, mapped_by, shared)
             .with_context(|| format!("cannot open the snapshots in {}", root.path().display()))?;
         snapshotter.restore().await?;
         let metrics = MetricsServer::bind(config.metrics_address(), metrics).await?;

@@ -24,7 +24,7 @@ pub use self::fetch::{BlobConfig, HostConfig, HttpConfig, MirrorConfig, Resolver
 pub use self::keychain::{CriKeychainConfig, KubeconfigKeychainConfig, KubeletKeychainConfig};
 pub use self::parse::UnknownKey;
 pub use self::pull::{
-    ByteSize, DecompressStream, ParallelPullConfig, PullModeConfig, PullModesConfig,
+    ByteSize, DecompressStream, MapIds, ParallelPullConfig, PullModeConfig, PullModesConfig,
     SnapshotterConfig,
 };
 pub use self::reload::Reloader;

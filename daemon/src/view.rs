@@ -1,4 +1,5 @@
-//! Mounted views: one FUSE mount for each distinct run of lazy layers, shared by all who name it.
+//! Mounted views: one FUSE mount for each distinct run of lazy layers, shared by all who name it. A view that shows mapped ids
+//! by itself is another one than that with the image's.
 //!
 //! Mount points are `<root>/<number>`. The last handle to go unmounts its view on a thread of the runtime's
 //! blocking pool; an overlay that still uses it as a lowerdir is served until the kernel lets go.
@@ -9,6 +10,7 @@
 mod adoption;
 pub mod holder;
 pub mod keeper;
+mod key;
 mod record;
 mod rights;
 mod share;
@@ -22,12 +24,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use fuse::{MountOptions, Passthrough, Session, View};
+use fuse::{IdMapping, MountOptions, Passthrough, Session};
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 use ztoc::Digest;
 
 use self::keeper::{Keep, Nobody};
+use self::key::Key;
 use self::record::ViewRecord;
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::record::probe;
@@ -68,9 +71,6 @@ struct Afterwards {
     leaving: AtomicBool,
 }
 
-/// What a view shows, and above which directories; the images its layers were prepared for do not matter.
-type Key = (Vec<Digest>, Vec<PathBuf>);
-
 /// A mounted view, seen from outside. Keeping it keeps the view's names in memory, not the mount.
 #[derive(Debug, Clone)]
 pub struct OpenView {
@@ -82,6 +82,8 @@ pub struct OpenView {
     pub layers: Vec<Digest>,
     /// The lowerdirs below it, nearest first.
     pub below: Vec<PathBuf>,
+    /// The users and groups that it shows instead of the image's.
+    pub ids: Option<IdMapping>,
     /// Names, counters and reads.
     pub inside: fuse::Inspection,
 }
@@ -172,7 +174,7 @@ impl Views {
 
     /// The view of `run` above the lowerdirs `below`, if it is mounted.
     pub fn mounted(&self, run: &LazyRun, below: &[PathBuf]) -> Option<Arc<dyn MountedView>> {
-        let mounted = self.shared.find(&key(run, below))?;
+        let mounted = self.shared.find(&Key::of(run, below))?;
         Some(mounted)
     }
 
@@ -205,7 +207,7 @@ impl Views {
     where
         F: Future<Output = Result<Vec<fuse::Layer>, MountError>> + Send + 'static,
     {
-        let key = key(run, below);
+        let key = Key::of(run, below);
         if let Some(mounted) = self.shared.find(&key) {
             return Ok(mounted);
         }
@@ -254,13 +256,14 @@ impl Views {
     pub fn open(&self) -> Vec<OpenView> {
         let alive = self.shared.mounted.alive().into_iter();
         alive
-            .filter_map(|((_, below), view)| {
+            .filter_map(|(key, view)| {
                 let inside = view.session.as_ref()?.inspection().clone();
                 Some(OpenView {
                     id: view.path.file_name()?.to_str()?.parse().ok()?,
                     path: view.path.clone(),
                     layers: view.layers.clone(),
-                    below,
+                    below: key.below,
+                    ids: key.ids,
                     inside,
                 })
             })
@@ -293,14 +296,14 @@ impl Shared {
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let path = self.root.join(number.to_string());
         let failed = |error: io::Error| Failed::Kernel(path.clone(), Arc::new(error));
-        let (at, below, this) = (path.clone(), key.1.clone(), Arc::clone(&self));
+        let (at, of, this) = (path.clone(), key.clone(), Arc::clone(&self));
         let session = tokio::task::spawn_blocking(move || {
-            let view = View::new(layers, !below.is_empty()).with_lower(&below)?;
+            let view = of.view(layers, &this.root)?;
             fs::create_dir(&at)?;
             let min_size = this.passthrough.load(Ordering::Relaxed);
             let options = this.options_at(&at, (min_size > 0).then_some(min_size));
             let mounted = fuse::mount(view, &at, &options).and_then(|session| {
-                this.note(&session, &at, &named, &below)?;
+                this.note(&session, &at, &named, &of)?;
                 Ok(session)
             });
             mounted.inspect_err(|_| {
@@ -333,7 +336,7 @@ impl Shared {
         session: &Session,
         path: &Path,
         layers: &[LazyLayer],
-        below: &[PathBuf],
+        key: &Key,
     ) -> io::Result<()> {
         let keeper = &self.after.keeper;
         if let Err(error) = keeper.keep(&sweep::kept_name(path), session.descriptor()) {
@@ -342,27 +345,24 @@ impl Shared {
                 "nobody keeps a view's descriptor, containers would not survive a crash: {error}"
             );
         }
-        let record = ViewRecord::new(layers, below, session.offer(), session.device_number());
+        let (offer, device_number) = (session.offer(), session.device_number());
         let passthrough = session.passthrough().map(|large| large.min_size);
-        let record = record.passing_through(passthrough);
+        let record = ViewRecord::new(layers, &key.below, offer, device_number)
+            .passing_through(passthrough)
+            .showing(key.ids.as_ref());
         record.write(&sweep::record_path(path))
     }
 
     /// Makes a mounted view known to those who ask for it.
     fn publish(&self, key: Key, path: PathBuf, session: Session) -> Arc<Mounted> {
         let mounted = Mounted {
-            layers: key.0.clone(),
+            layers: key.layers.clone(),
             session: Some(session),
             path,
             after: Arc::clone(&self.after),
         };
         self.mounted.publish(key, mounted)
     }
-}
-
-fn key(run: &LazyRun, below: &[PathBuf]) -> Key {
-    let layers = run.layers.iter().map(|layer| layer.digest);
-    (layers.collect(), below.to_owned())
 }
 
 impl MountedView for Mounted {

@@ -179,6 +179,7 @@ impl Pushed {
         LazyRun {
             layers: layers.iter().map(lazy).collect(),
             stacked,
+            ids: None,
         }
     }
 

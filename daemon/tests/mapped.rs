@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use daemon::snapshot::labels::{GID_MAPPING, UID_MAPPING};
 use daemon::snapshot::mapped::{self, Mapped};
-use daemon::snapshot::mapping::IdMapping;
+use daemon::snapshot::mapping;
 use daemon::snapshot::record::SnapshotId;
+use fuse::IdMapping;
 use nix::errno::Errno;
 use tempfile::TempDir;
 
@@ -60,7 +61,7 @@ impl Drop for Ground {
 fn mapping(users: &str) -> IdMapping {
     let labels = [(UID_MAPPING, users), (GID_MAPPING, "0:5000:100")];
     let labels = labels.map(|(label, value)| (label.to_owned(), value.to_owned()));
-    IdMapping::of(&labels.into()).unwrap().unwrap()
+    mapping::of(&labels.into()).unwrap().unwrap()
 }
 
 fn owner(directory: &Path) -> (u32, u32) {
@@ -132,13 +133,12 @@ fn taking_them_off_takes_no_file_of_a_layer() {
 }
 
 #[test]
-fn a_mapping_that_the_kernel_does_not_take_is_refused() {
+fn what_cannot_be_mapped_is_refused() {
     let ground = Ground::new();
-    let refused = ground.put("0:1000:10,10:1005:10").unwrap_err();
+    let gone = Mapped::new(ground.root.path(), &ground.lowers[0]).made_by("/nonexistent".into());
+    let refused = gone.put(ID, &mapping("0:1:1"), &ground.lowers).unwrap_err();
     assert!(
         refused.to_string().contains("cannot be mapped"),
         "{refused}"
     );
-    let gone = Mapped::new(ground.root.path(), &ground.lowers[0]).made_by("/nonexistent".into());
-    gone.put(ID, &mapping("0:1:1"), &ground.lowers).unwrap_err();
 }

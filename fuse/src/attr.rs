@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use fuser::{FileAttr, FileType, INodeNo};
 
 use crate::error::Error;
+use crate::ids::NO_ID;
 use crate::inode::Node;
 use crate::merge::{MergedDirectory, View};
 use crate::tree::{Body, Metadata};
@@ -31,7 +32,8 @@ impl View {
     pub(crate) fn file_attr(&self, node: Node) -> FileAttr {
         let inode = self.inode(node);
         let tree = &self.layer(node).tree;
-        let mut attr = attr(self.id(node), inode.metadata, inode.nlink);
+        let metadata = self.shown(inode.metadata);
+        let mut attr = attr(self.id(node), metadata, inode.nlink);
         match &inode.body {
             Body::Regular { size, .. } => attr.set_regular(*size),
             Body::Sparse(number) => attr.set_regular(tree.sparse(*number).entry.size),
@@ -61,9 +63,21 @@ impl View {
             1 => self.inode(node).nlink,
             _ => 1,
         };
-        let mut attr = attr(self.id(node), metadata, nlink);
+        let mut attr = attr(self.id(node), self.shown(metadata), nlink);
         attr.set_directory();
         attr
+    }
+
+    /// With the owners that the view shows.
+    fn shown(&self, metadata: Metadata) -> Metadata {
+        let Some(ids) = self.ids() else {
+            return metadata;
+        };
+        Metadata {
+            uid: ids.users.to_host(metadata.uid).unwrap_or(NO_ID),
+            gid: ids.groups.to_host(metadata.gid).unwrap_or(NO_ID),
+            ..metadata
+        }
     }
 }
 

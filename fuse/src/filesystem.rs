@@ -396,6 +396,7 @@ impl Filesystem for ViewFilesystem {
         self.came(Operation::Getxattr, ino, b"");
         let node = self.view.node(ino);
         let value = node.and_then(|node| self.view.xattr(node, name.as_bytes()));
+        let value = value.as_deref().map_err(|error| *error);
         self.give_xattr(Operation::Getxattr, value, size, reply);
     }
 

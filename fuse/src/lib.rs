@@ -13,6 +13,7 @@ mod counters;
 mod error;
 mod explain;
 mod filesystem;
+mod ids;
 mod inode;
 mod merge;
 mod passthrough;
@@ -26,12 +27,13 @@ mod xattr;
 pub use crate::access::{Access, AccessLog, Record};
 pub use crate::counters::{Counters, Operation};
 pub use crate::explain::{Inspection, Origin};
-pub use crate::merge::{Layer, View};
+pub use crate::ids::{Extent, IdMap, IdMapError, IdMapping};
+pub use crate::merge::{Layer, LowerDirectory, View};
 pub use crate::passthrough::Passthrough;
 pub use crate::reader::Reader;
 pub use crate::session::{
     KernelOffer, MountOptions, OfferError, Session, adopt, detach, detach_all, device_number_at,
-    kernel_resends, mount,
+    kernel_maps_ids, kernel_resends, mount,
 };
 pub use crate::trace::{READ, READ_PATH, TRACE};
 pub use crate::tree::LayerTree;

@@ -8,7 +8,6 @@ mod lower;
 mod tests;
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use fuser::INodeNo;
@@ -16,10 +15,12 @@ use ztoc::Toc;
 
 use crate::content::{LayerContent, ReadReply};
 use crate::error::Error;
+use crate::ids::IdMapping;
 use crate::inode::{Node, Numbering};
 use crate::merge::cache::Cache;
 use crate::merge::link::LowerLinks;
 pub(crate) use crate::merge::listing::{Listed, Listing};
+pub use crate::merge::lower::LowerDirectory;
 use crate::merge::lower::LowerMetadata;
 use crate::tree::{Body, Inode, InodeIndex, LayerTree, Metadata};
 
@@ -46,6 +47,7 @@ pub struct View {
     root: Arc<MergedDirectory>,
     cache: Cache,
     xattrs: bool,
+    ids: Option<IdMapping>,
 }
 
 /// A directory as the layers together have it.
@@ -97,22 +99,35 @@ impl View {
             cache: Cache::new(),
             layers,
             stacked,
+            ids: None,
         }
     }
 
+    /// Shows the users and groups of this node that the image's are by `ids`, as a mount with mapped ids would: for kernels
+    /// that do not map those of a FUSE file system. What a container does not have is nobody's.
+    #[must_use]
+    pub fn with_ids(self, ids: Option<IdMapping>) -> Self {
+        Self { ids, ..self }
+    }
+
     /// Takes the attributes of directories that no layer of this view has an entry of, only names
-    /// in them, from the plain directories that an overlay puts below it, top-most first: an
+    /// in them, from the directories that an overlay puts below it, top-most first: an
     /// overlay shows the attributes that its top-most lowerdir gives, and `/tmp` must not lose its
     /// sticky bit because a layer brings `tmp/file` and no `tmp/`. Blocks on local file systems.
     ///
     /// # Errors
     /// When one of the directories cannot be opened.
-    pub fn with_lower(mut self, lower: &[PathBuf]) -> io::Result<Self> {
+    pub fn with_lower(mut self, lower: &[LowerDirectory<'_>]) -> io::Result<Self> {
         self.lower = LowerMetadata::read(&self.layers, lower)?;
         Ok(self)
     }
 
-    /// What is known of a directory that no layer has an entry of.
+    /// The ids that are shown, if they are not the image's.
+    pub(crate) fn ids(&self) -> Option<&IdMapping> {
+        self.ids.as_ref()
+    }
+
+    /// What is known of a directory that no layer has an entry of, in the image's ids.
     pub(crate) fn implied_metadata(&self, node: Node) -> Metadata {
         self.lower.get(node).unwrap_or(Metadata::IMPLIED)
     }

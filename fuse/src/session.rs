@@ -109,9 +109,24 @@ pub fn kernel_resends() -> bool {
 
 /// Since Linux 6.9.
 fn resends(release: &str) -> bool {
+    is_since(release, (6, 9))
+}
+
+/// Whether this kernel maps the ids of a view that is mounted once more (`FUSE_ALLOW_IDMAP`).
+pub fn kernel_maps_ids() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease");
+    release.is_ok_and(|release| maps_ids(&release))
+}
+
+/// Since Linux 6.12. One before that has been taught to is taken for one that has not: views can always map by themselves.
+fn maps_ids(release: &str) -> bool {
+    is_since(release, (6, 12))
+}
+
+fn is_since(release: &str, since: (u32, u32)) -> bool {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     let mut next = || numbers.next().and_then(|text| text.parse::<u32>().ok());
-    next().zip(next()).is_some_and(|version| version >= (6, 9))
+    next().zip(next()).is_some_and(|version| version >= since)
 }
 
 /// Takes over a view that another process mounted at `mountpoint` and left, by ending or by being
@@ -337,5 +352,11 @@ mod tests {
         for release in ["6.8.12", "5.15.0-1-generic", "6", "", "x.y"] {
             assert!(!resends(release), "{release}");
         }
+    }
+
+    #[test]
+    fn kernels_map_ids_of_views_since_6_12() {
+        assert!(maps_ids("6.12.0") && maps_ids("7.0"));
+        assert!(!maps_ids("6.11.9-generic") && !maps_ids("5.15.0") && !maps_ids(""));
     }
 }

@@ -1,6 +1,9 @@
 //! Extended attributes: those of the image, and the mark overlayfs knows an opaque directory by.
 
+use std::borrow::Cow;
+
 use crate::error::Error;
+use crate::ids::mapped_value;
 use crate::inode::Node;
 use crate::merge::View;
 use crate::tree::Body;
@@ -13,13 +16,17 @@ impl View {
     ///
     /// # Errors
     /// [`Error::NoAttributes`] if nothing in the view has any: the kernel then stops asking.
-    pub(crate) fn xattr(&self, node: Node, name: &[u8]) -> Result<&[u8], Error> {
+    pub(crate) fn xattr(&self, node: Node, name: &[u8]) -> Result<Cow<'_, [u8]>, Error> {
         if !self.has_xattrs() {
             return Err(Error::NoAttributes);
         }
         let mut attributes = self.xattrs_of(node)?;
         let found = attributes.find(|(known, _)| *known == name);
-        Ok(found.ok_or(Error::NoAttribute)?.1)
+        let value = found.ok_or(Error::NoAttribute)?.1;
+        Ok(match self.ids() {
+            Some(ids) => mapped_value(name, value, ids),
+            None => Cow::Borrowed(value),
+        })
     }
 
     /// The names of all attributes of `node`, each followed by a zero. Always answered, be there none:

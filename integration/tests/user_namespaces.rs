@@ -28,6 +28,13 @@ const PASSTHROUGH: &str = "[fuse]
 passthrough_min_file_size = \"1mb\"
 ";
 
+/// Views show mapped ids by themselves, as on kernels that cannot map them.
+const SHIFTED: &str = "[background_fetch]
+disable = true
+[snapshotter]
+map_ids = \"views\"
+";
+
 /// A node whose directories let other users through to their containers.
 fn node() -> Host {
     configured(ON_DEMAND)
@@ -116,13 +123,27 @@ fn mapped_directories(host: &Host) -> Vec<PathBuf> {
 fn a_container_with_mapped_ids_sees_the_owners_of_the_image_writes_as_its_own_and_changes_no_layer()
 {
     let host = node();
+    // Each view is mounted once more with mapped ids.
+    sees_its_files(&host, 2);
+    host.finish().unwrap();
+}
+
+#[test]
+fn where_views_show_mapped_ids_by_themselves_a_container_sees_and_does_the_same() {
+    let host = configured(SHIFTED);
+    sees_its_files(&host, 1);
+    host.finish().unwrap();
+}
+
+/// `mounts` are those of a view and a container with mapped ids.
+fn sees_its_files(host: &Host, mounts: usize) {
     // Lazy layers only; unpacked layers below a lazy one; unpacked layers only.
     for (name, min_layer_size, views) in [
         ("lazy", Some(0), 1),
         ("mixed", Some(2 << 20), 1),
         ("whole", None, 0),
     ] {
-        let published = publish(&host, name, min_layer_size);
+        let published = publish(host, name, min_layer_size);
         let image = published.reference.as_str();
         host.soci().unwrap().rpull(image).unwrap();
         let script = "stat -c %u:%g:%a /owned /beyond /setuid /bin / && cat /owned && echo && sha256sum /large
@@ -135,7 +156,7 @@ fn a_container_with_mapped_ids_sees_the_owners_of_the_image_writes_as_its_own_an
             "--log-uri",
             &format!("file://{}", log.display()),
         ];
-        run(&mut mapped(&host, &options, image, name, &script)).unwrap();
+        run(&mut mapped(host, &options, image, name, &script)).unwrap();
         let said = until("the container has said all", PATIENCE, || {
             let said = fs::read_to_string(&log).unwrap_or_default();
             Ok(said.contains("65536").then_some(said))
@@ -160,10 +181,10 @@ fn a_container_with_mapped_ids_sees_the_owners_of_the_image_writes_as_its_own_an
         assert!(said.contains("\nrefused\n0\n"), "{name}: {said}");
 
         // What it wrote is its own, on this node's terms; the layers below are as they were.
-        let written = on_disk(&host, "new");
+        let written = on_disk(host, "new");
         assert_eq!(written.len(), 1, "{written:?}");
         assert_eq!(owner(&written[0]), (USER, GROUP));
-        let mut owners: Vec<_> = on_disk(&host, "owned")
+        let mut owners: Vec<_> = on_disk(host, "owned")
             .iter()
             .map(|file| owner(file))
             .collect();
@@ -171,8 +192,11 @@ fn a_container_with_mapped_ids_sees_the_owners_of_the_image_writes_as_its_own_an
         let layer = (min_layer_size != Some(0)).then_some((1000, 2000));
         let copied = Some((USER + 7, GROUP + 8));
         assert_eq!(owners, layer.into_iter().chain(copied).collect::<Vec<_>>());
-        assert_eq!(host.snapshotter.fuse_mounts().unwrap().len(), 2 * views);
-        // A container without a mapping shares the view with it.
+        assert_eq!(
+            host.snapshotter.fuse_mounts().unwrap().len(),
+            mounts * views
+        );
+        // A container without a mapping sees the image's.
         let plain = integration::ctr::Run::shell(image, "plain", "stat -c %u:%g /owned /beyond");
         assert_eq!(host.ctr().run(plain).unwrap(), "1000:2000\n70000:70000\n");
 
@@ -181,13 +205,12 @@ fn a_container_with_mapped_ids_sees_the_owners_of_the_image_writes_as_its_own_an
             .unwrap();
         host.ctr().call(&["containers", "delete", name]).unwrap();
         host.ctr().remove_image(image).unwrap();
-        assert_eq!(mapped_directories(&host).len(), 0);
+        assert_eq!(mapped_directories(host).len(), 0);
         until("all is unmounted", PATIENCE, || {
             Ok(host.snapshotter.fuse_mounts()?.is_empty().then_some(()))
         })
         .unwrap();
     }
-    host.finish().unwrap();
 }
 
 #[test]
@@ -253,6 +276,186 @@ fn mapped_directories_outlive_the_daemon_and_come_back_when_they_are_gone() {
     host.finish().unwrap();
 }
 
+/// Runs a script in the container `app`.
+fn in_app(host: &Host, id: &str, script: &str) -> String {
+    let exec = ["tasks", "exec", "--exec-id", id, "app", "/bin/sh", "-c"];
+    host.ctr().call(&[&exec[..], &[script]].concat()).unwrap()
+}
+
+/// What `soci inspect` says: of each view the users it shows, and the containers on it.
+fn inspected(host: &Host) -> Vec<(Option<String>, Vec<String>)> {
+    let mut inspect = host.soci().unwrap().command().unwrap();
+    let seen = run(inspect.args(["inspect", "--json"])).unwrap();
+    let seen: serde_json::Value = serde_json::from_str(&seen).unwrap();
+    let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+    let views = seen["views"].as_array().unwrap().iter();
+    let views = views.map(|view| {
+        let containers = view["containers"].as_array().unwrap().iter();
+        let containers = containers.filter_map(|container| text(&container["id"]));
+        (text(&view["ids"]["users"]), containers.collect())
+    });
+    views.collect()
+}
+
+/// Removes containers and waits until so many views are left, after the last one none.
+fn views_go_with(host: &Host, containers: &[(&str, usize)]) {
+    let ctr = host.ctr();
+    for &(container, left) in containers {
+        ctr.call(&["tasks", "delete", "--force", container])
+            .unwrap();
+        ctr.call(&["containers", "delete", container]).unwrap();
+        until(
+            "its view is gone, unless another needs it",
+            PATIENCE,
+            || {
+                let mounted = host.snapshotter.fuse_mounts()?.len();
+                assert!(mounted >= left, "{mounted} views after {container}");
+                Ok((mounted == left).then_some(()))
+            },
+        )
+        .unwrap();
+    }
+    until("no record is left of them", PATIENCE, || {
+        let records = fs::read_dir(host.snapshotter.root().join("views"))?;
+        Ok((records.count() == 0).then_some(()))
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_view_that_shows_mapped_ids_serves_its_mapping_through_kills_and_goes_with_its_snapshots() {
+    let mut host = configured(SHIFTED);
+    let published = publish(&host, "app", Some(2 << 20));
+    let image = published.reference.as_str();
+    host.soci().unwrap().rpull(image).unwrap();
+    sleeping(&host, image);
+    // The same mapping shares the view, another one has its own, and none has the image's.
+    run(&mut mapped(
+        &host,
+        &["--detach"],
+        image,
+        "same",
+        "sleep 1000",
+    ))
+    .unwrap();
+    let mut other = host.ctr().command();
+    other.args(["run", "--detach", "--snapshotter", "soci", "--remap-labels"]);
+    other.args(["--uidmap", "0:400000:65536", "--gidmap", "0:400000:65536"]);
+    other.args([image, "other", "/bin/sh", "-c", "sleep 1000"]);
+    run(&mut other).unwrap();
+    let users = |first: u32| Some(format!("0:{first}:{LENGTH}"));
+    let views = vec![
+        (users(USER), vec!["app".to_owned(), "same".to_owned()]),
+        (users(400_000), vec!["other".to_owned()]),
+    ];
+    let sorted = |host: &Host| {
+        let mut views = inspected(host);
+        views
+            .iter_mut()
+            .for_each(|(_, containers)| containers.sort());
+        views
+    };
+    assert_eq!(sorted(&host), views);
+    let mounts = host.snapshotter.fuse_mounts().unwrap();
+    assert_eq!(mounts.len(), 2);
+
+    let large = sha256_hex(&noise(3 << 20));
+    let look = "/bin/stat -c %u:%g /large /owned /beyond; /bin/sha256sum /large";
+    let expected = format!("0:0\n1000:2000\n{NOBODY}\n{large}  /large\n");
+    // Who maps ids from now on does not matter to who is there.
+    for (number, (config, signal)) in [
+        (SHIFTED, Signal::SIGKILL),
+        (SHIFTED, Signal::SIGTERM),
+        (ON_DEMAND, Signal::SIGKILL),
+        (ON_DEMAND, Signal::SIGKILL),
+        (SHIFTED, Signal::SIGKILL),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        host.snapshotter
+            .configure_anew(&host.containerd, config)
+            .unwrap();
+        host = host.restart_snapshotter(signal).unwrap();
+        assert_eq!(in_app(&host, &format!("look-{number}"), look), expected);
+        assert_eq!(host.snapshotter.fuse_mounts().unwrap(), mounts);
+        assert_eq!(sorted(&host), views);
+    }
+    in_app(&host, "write", "echo more >>/owned; echo new >/new");
+    assert_eq!(owner(&on_disk(&host, "new")[0]), (USER, GROUP));
+    let mut owners: Vec<_> = on_disk(&host, "owned")
+        .iter()
+        .map(|file| owner(file))
+        .collect();
+    owners.sort_unstable();
+    assert_eq!(owners, [(1000, 2000), (USER + 1000, GROUP + 2000)]);
+
+    views_go_with(&host, &[("app", 2), ("same", 1), ("other", 0)]);
+    host.ctr().remove_image(image).unwrap();
+    host.finish().unwrap();
+}
+
+/// A tar of a directory with an owner, and of 3 MiB in it.
+fn home(with_directory: bool, name: &str) -> Vec<u8> {
+    let mut tar = Builder::new(Vec::new());
+    let mut header = Header::new_gnu();
+    header.set_mtime(1_700_000_000);
+    header.set_uid(1000);
+    header.set_gid(70_000);
+    if with_directory {
+        header.set_entry_type(EntryType::Directory);
+        header.set_mode(0o755);
+        header.set_size(0);
+        tar.append_data(&mut header, "home/", &b""[..]).unwrap();
+    }
+    let data = noise(3 << 20);
+    header.set_entry_type(EntryType::Regular);
+    header.set_mode(0o644);
+    header.set_size(data.len() as u64);
+    let path = format!("home/{name}");
+    tar.append_data(&mut header, path, &*data).unwrap();
+    tar.into_inner().unwrap()
+}
+
+#[test]
+fn views_above_unpacked_layers_and_other_views_show_the_owners_of_what_is_below_them() {
+    for config in [ON_DEMAND, SHIFTED] {
+        let host = configured(config);
+        let layout = host.layout("stacked").unwrap();
+        let layers = [
+            busybox::layer().unwrap(),
+            home(true, "below"),
+            owned_files(),
+            home(false, "above"),
+        ];
+        let layers = layers.map(|layer| layout.add_gzip_layer(&layer).unwrap());
+        let how = Indexing {
+            min_layer_size: 2 << 20,
+            ..Indexing::default()
+        };
+        let published = host.publish_layers("stacked", &layout, &layers, Some(how));
+        let image = published.unwrap().reference;
+        host.soci().unwrap().rpull(&image).unwrap();
+        sleeping(&host, &image);
+        let shifted = config == SHIFTED;
+        let ids = shifted.then(|| format!("0:{USER}:{LENGTH}"));
+        let views = inspected(&host);
+        assert_eq!(views.len(), 2, "{views:?}");
+        assert!(views.iter().all(|(users, _)| *users == ids), "{views:?}");
+        // The directory of the upper view has no entry in its layer: it is as in the lower one.
+        let script = "/bin/stat -c %u:%g:%a /home /home/below /home/above /owned";
+        let expected = "1000:65534:755\n1000:65534:644\n1000:65534:644\n1000:2000:640\n";
+        assert_eq!(in_app(&host, "look", script), expected, "{config}");
+        let host = host.restart_snapshotter(Signal::SIGKILL).unwrap();
+        assert_eq!(in_app(&host, "again", script), expected, "{config}");
+        let ctr = host.ctr();
+        ctr.call(&["tasks", "delete", "--force", "app"]).unwrap();
+        ctr.call(&["containers", "delete", "app"]).unwrap();
+        ctr.remove_image(&image).unwrap();
+        host.finish().unwrap();
+    }
+}
+
 /// Whether the daemon made a file of `size` bytes for the kernel to read.
 fn has_own_file(host: &Host, size: u64) -> bool {
     let layers = fs::read_dir(host.snapshotter.root().join("layers")).unwrap();
@@ -294,7 +497,18 @@ fn is_passing_through(host: &Host) -> bool {
 #[test]
 fn a_large_file_that_the_kernel_reads_itself_has_its_mapped_owner_also_after_the_daemon_was_killed()
 {
-    let mut host = configured(PASSTHROUGH);
+    has_its_owner(PASSTHROUGH);
+}
+
+#[test]
+fn so_it_has_in_a_view_that_shows_mapped_ids_by_itself() {
+    has_its_owner(&format!(
+        "{PASSTHROUGH}[snapshotter]\nmap_ids = \"views\"\n"
+    ));
+}
+
+fn has_its_owner(config: &str) {
+    let mut host = configured(config);
     let published = publish(&host, "app", Some(0));
     let image = published.reference.as_str();
     host.soci().unwrap().rpull(image).unwrap();

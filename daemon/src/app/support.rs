@@ -9,6 +9,8 @@ use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
 
+use crate::config::MapIds;
+use crate::snapshot::mapped::MappedBy;
 use crate::snapshot::mounts::OverlayOptions;
 
 const HINT: &str = "the root directory must be on a file system that can hold the upper directory \
@@ -101,6 +103,15 @@ pub(super) fn overlay_options() -> OverlayOptions {
         index_off: read("/sys/module/overlay/parameters/index").trim() == "Y",
         user_xattr: in_user_namespace(&read("/proc/self/uid_map"))
             && knows_user_xattr(&read("/proc/sys/kernel/osrelease")),
+    }
+}
+
+/// Who maps the ids of views.
+pub(super) fn mapped_by(wanted: MapIds) -> MappedBy {
+    match wanted {
+        MapIds::Kernel => MappedBy::Kernel,
+        MapIds::Auto if fuse::kernel_maps_ids() => MappedBy::Kernel,
+        MapIds::Auto | MapIds::Views => MappedBy::Views,
     }
 }
 

@@ -11,8 +11,23 @@ use serde::{Deserialize, Serialize};
 pub struct SnapshotterConfig {
     /// Layers of fewer compressed bytes are unpacked.
     pub min_layer_size: u64,
+    /// Who maps the ids of views for containers in user namespaces.
+    pub map_ids: MapIds,
     /// No effect: a view that cannot be mounted never keeps the daemon from starting.
     pub allow_invalid_mounts_on_restart: bool,
+}
+
+/// Ways in which views show mapped ids.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MapIds {
+    /// The kernel's, if it has one for views, else the views' own.
+    #[default]
+    Auto,
+    /// The kernel's only.
+    Kernel,
+    /// The views' own.
+    Views,
 }
 
 /// `[pull_modes]`.

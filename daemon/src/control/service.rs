@@ -197,6 +197,10 @@ fn view_message(view: &OpenView, layers: &[Arc<Layer>], overlays: &[Overlay]) ->
                 failures: counters.failures(operation),
             })
             .collect(),
+        ids: view.ids.as_ref().map(|ids| api::IdMapping {
+            users: ids.users.to_string(),
+            groups: ids.groups.to_string(),
+        }),
     }
 }
 

@@ -38,6 +38,7 @@ struct OfQuantile {
 pub(super) struct ViewSeries {
     watched: OnceLock<(Views, LayerStore)>,
     mounted: Gauge<u64, AtomicU64>,
+    shifted: Gauge<u64, AtomicU64>,
     operations: Numbers<OfOperation>,
     failures: Numbers<OfOperation>,
     waits: Numbers<OfImage>,
@@ -80,6 +81,9 @@ impl ViewSeries {
             Family::clone(&self.wait),
         );
         registry.register("mounted_views", "Mounted views", self.mounted.clone());
+        let help =
+            "Mounted views that show mapped ids by themselves, for containers in user namespaces";
+        registry.register("shifted_views", help, self.shifted.clone());
     }
 
     pub(super) fn watch(&self, views: Views, layers: LayerStore) {
@@ -97,9 +101,10 @@ impl ViewSeries {
             .into_iter()
             .map(|layer| (layer.digest(), layer))
             .collect();
-        let (mut sums, mut mounted) = (BTreeMap::<String, Sum>::new(), 0);
+        let (mut sums, mut mounted, mut shifted) = (BTreeMap::<String, Sum>::new(), 0, 0);
         for view in views.open() {
             mounted += 1;
+            shifted += u64::from(view.ids.is_some());
             let top = view.layers.last().and_then(|top| open.get(top));
             let image = top.and_then(|layer| layer.images().pop());
             let sum = sums.entry(image.unwrap_or_default()).or_default();
@@ -114,6 +119,7 @@ impl ViewSeries {
             }
         }
         self.mounted.set(mounted);
+        self.shifted.set(shifted);
         self.operations.clear();
         self.failures.clear();
         self.waits.clear();

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use fuse::IdMapping;
 use ztoc::Digest;
 
 use super::lowers::LowerDirs;
@@ -108,6 +109,9 @@ pub struct LazyRun {
     /// Whether other lowerdirs lie below: then whiteouts and opaque marks stay visible to
     /// overlayfs.
     pub stacked: bool,
+    /// The users and groups that it shows instead of the image's, for a container in a user namespace whose ids the kernel
+    /// does not map. Views below it show the same.
+    pub ids: Option<IdMapping>,
 }
 
 /// A mounted view. Alive while any handle to it is; the last one to go unmounts it.

@@ -2,7 +2,8 @@
 //! on this node. Mounts of ours with mapped ids; nothing is copied, nothing on disk changes.
 //!
 //! `<root>/<snapshot>/<name>` is such a mount, of one view (`<name>` is its number) or of all unpacked layers
-//! (`snapshots`). It stays until its snapshot goes, also without the daemon. Everything here blocks.
+//! (`snapshots`). It stays until its snapshot goes, also without the daemon. Views may as well show mapped ids by themselves,
+//! and are not mounted once more then. Everything here blocks.
 
 mod attributes;
 mod user_namespace;
@@ -15,13 +16,13 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
+use fuse::IdMapping;
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD, Statx, StatxAttributes, StatxFlags, statx};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use self::user_namespace::UserNamespace;
 pub use self::user_namespace::{ARGUMENT, live};
-use super::mapping::IdMapping;
 use super::record::SnapshotId;
 
 /// The mapped directories of all snapshots.
@@ -30,11 +31,22 @@ pub struct Mapped {
     root: PathBuf,
     /// Above the directories of unpacked layers.
     layers: PathBuf,
+    views: MappedBy,
     /// The daemon's program, which makes user namespaces.
     program: PathBuf,
     /// What is mounted here changes by one thread at a time. Nobody holds this for longer than a few system calls and
     /// the start of a process.
     changing: Mutex<()>,
+}
+
+/// Who maps the ids of views.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum MappedBy {
+    /// The kernel, from Linux 6.12 on: all containers share one view.
+    #[default]
+    Kernel,
+    /// The views: there is one for each mapping.
+    Views,
 }
 
 /// Why a directory could not be mapped.
@@ -52,9 +64,21 @@ impl Mapped {
         Self {
             root: below(root),
             layers: layers.to_owned(),
+            views: MappedBy::default(),
             program: PathBuf::from("/proc/self/exe"),
             changing: Mutex::default(),
         }
+    }
+
+    /// Has the ids of views mapped by others than the kernel.
+    #[must_use]
+    pub fn with_views(self, views: MappedBy) -> Self {
+        Self { views, ..self }
+    }
+
+    /// The ids that the views of a container with `mapping` are to show.
+    pub fn of_views<'m>(&self, mapping: Option<&'m IdMapping>) -> Option<&'m IdMapping> {
+        mapping.filter(|_| self.views == MappedBy::Views)
     }
 
     /// Has `program` make user namespaces, for those that are not the daemon.
@@ -63,7 +87,8 @@ impl Mapped {
         Self { program, ..self }
     }
 
-    /// The directories that show `lowers` to a snapshot with `mapping`: those there are, or new ones.
+    /// The directories that show `lowers` to a snapshot with `mapping`: those there are, or new ones. Views that show
+    /// [their ids](Self::of_views) by themselves are there already.
     ///
     /// # Errors
     /// The kernel does not map them.
@@ -76,13 +101,18 @@ impl Mapped {
         let _alone = self.changing.lock();
         let own = self.root.join(id.to_string());
         let mut namespace = UserNamespace::of(&self.program, mapping);
-        let sources: BTreeSet<&Path> = lowers.iter().map(|lower| self.source(lower)).collect();
+        let sources: BTreeSet<&Path> = lowers
+            .iter()
+            .filter_map(|lower| self.source(lower))
+            .collect();
         for source in sources {
             show(source, &own.join(name(source)), &mut namespace)
                 .map_err(|error| NotMapped::new(source, error))?;
         }
         let shown = lowers.iter().map(|lower| {
-            let source = self.source(lower);
+            let Some(source) = self.source(lower) else {
+                return lower.clone();
+            };
             let shown = own.join(name(source));
             match lower.strip_prefix(source) {
                 Ok(below) if below != Path::new("") => shown.join(below),
@@ -92,13 +122,20 @@ impl Mapped {
         Ok(shown.collect())
     }
 
-    /// What is mounted to show `lower`: itself, or the directory of all layers.
-    fn source<'a>(&'a self, lower: &'a Path) -> &'a Path {
-        if lower.starts_with(&self.layers) {
-            &self.layers
-        } else {
-            lower
+    /// What is mounted to show `lower`: itself, or the directory of all layers; `None` if `lower` is shown as it is.
+    fn source<'a>(&'a self, lower: &'a Path) -> Option<&'a Path> {
+        match self.views {
+            _ if lower.starts_with(&self.layers) => Some(&self.layers),
+            MappedBy::Kernel => Some(lower),
+            MappedBy::Views => None,
         }
+    }
+
+    /// Whether a snapshot has the view at `view` with ids that the kernel maps. What is mounted is not asked.
+    pub fn has(&self, id: SnapshotId, view: &Path) -> bool {
+        let points = fs::read_dir(self.root.join(id.to_string()));
+        let mut points = points.into_iter().flatten().flatten();
+        points.any(|point| point.file_name() == name(view))
     }
 
     /// Takes off what a snapshot had, if it had anything. An overlay that still uses it goes on.
@@ -146,8 +183,8 @@ impl NotMapped {
     fn new(directory: &Path, source: io::Error) -> Self {
         let hint = match source.raw_os_error() {
             Some(nix::libc::EINVAL | nix::libc::ENOSYS) => {
-                "; Linux maps views from 6.12 on, and layers below an overlay from 5.19 on if their file system knows \
-                 of it (ext4, xfs, btrfs)"
+                "; Linux maps layers below an overlay from 5.19 on if their file system knows of it (ext4, xfs, btrfs), and \
+                 views from 6.12 on (before, they map by themselves unless snapshotter.map_ids forbids it)"
             }
             Some(nix::libc::EPERM) => {
                 "; it takes the capabilities SYS_ADMIN, SETUID and SETGID, and leave to make user namespaces"
@@ -194,8 +231,8 @@ fn is_shown(source: &Path, target: &Path, mapping: &IdMapping) -> io::Result<boo
     let real = look(source)?;
     let identity = |file: &Statx| (file.stx_dev_major, file.stx_dev_minor, file.stx_ino);
     let expected = (
-        mapping.users.to_host(real.stx_uid),
-        mapping.groups.to_host(real.stx_gid),
+        mapping.users.shown(real.stx_uid),
+        mapping.groups.shown(real.stx_gid),
     );
     Ok(shown.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
         && identity(&shown) == identity(&real)

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use fuse::IdMapping;
+
 use super::images::{LazyLayer, LazyRun};
 use super::record::{Kind, Record, SnapshotId};
 use crate::error::SnapshotError;
@@ -27,13 +29,14 @@ pub enum Lower {
 }
 
 /// The lower directories of a chain, nearest first. `chain` is nearest first too. Neighbouring lazy
-/// layers make one view, since one mount that merges them costs less than one mount each. `files`
-/// names the directory of an unpacked layer.
+/// layers make one view, since one mount that merges them costs less than one mount each. Views show
+/// `ids`, if there are any; `files` names the directory of an unpacked layer.
 ///
 /// # Errors
 /// A record of a lazy layer is corrupt.
 pub fn lowers(
     chain: &[Record],
+    ids: Option<&IdMapping>,
     files: impl Fn(SnapshotId) -> PathBuf,
 ) -> Result<Vec<Lower>, SnapshotError> {
     let mut lowers = Vec::new();
@@ -43,21 +46,25 @@ pub fn lowers(
             run.push(layer);
             continue;
         }
-        lowers.extend(view(&mut run, true));
+        lowers.extend(view(&mut run, true, ids));
         lowers.push(Lower::Directory(files(record.id)));
     }
-    lowers.extend(view(&mut run, false));
+    lowers.extend(view(&mut run, false, ids));
     Ok(lowers)
 }
 
 /// The view of a run that was gathered nearest first; none if it is empty.
-fn view(run: &mut Vec<LazyLayer>, stacked: bool) -> Option<Lower> {
+fn view(run: &mut Vec<LazyLayer>, stacked: bool, ids: Option<&IdMapping>) -> Option<Lower> {
     if run.is_empty() {
         return None;
     }
     let mut layers = std::mem::take(run);
     layers.reverse();
-    Some(Lower::View(LazyRun { layers, stacked }))
+    Some(Lower::View(LazyRun {
+        layers,
+        stacked,
+        ids: ids.cloned(),
+    }))
 }
 
 /// What the kernel at hand wants of an overlay.

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fuse::IdMapping;
 use ztoc::Digest;
 
 use self::flights::Flights;
@@ -18,8 +19,8 @@ use super::directory::Directories;
 use super::filter::Filters;
 use super::images::Images;
 use super::lowers::LowerDirs;
-use super::mapped::Mapped;
-use super::mapping::IdMapping;
+use super::mapped::{Mapped, MappedBy};
+use super::mapping;
 use super::mounts::{self, Mount, OverlayOptions};
 use super::record::{Entry, Kind, Labels, Record, Usage};
 use super::store::{self, CommitRequest, Store};
@@ -85,7 +86,8 @@ pub enum LabelChange {
 }
 
 impl Snapshotter {
-    /// Opens the snapshots below `root`, an existing directory that no other process uses. Blocks.
+    /// Opens the snapshots below `root`, an existing directory that no other process uses. The ids of views of containers in
+    /// user namespaces are mapped by `mapped_by`. Blocks.
     ///
     /// # Errors
     /// The directory or the records cannot be used.
@@ -93,13 +95,14 @@ impl Snapshotter {
         root: &Path,
         images: Arc<dyn Images>,
         overlay: OverlayOptions,
+        mapped_by: MappedBy,
         metrics: Arc<Metrics>,
     ) -> Result<Self, SnapshotError> {
         let own = root.join("snapshotter");
         std::fs::create_dir_all(&own).map_err(SnapshotError::io("create", &own))?;
         let directories = Directories::open(&own.join("snapshots"))?;
         let store = Store::open(&own.join("metadata.redb"), directories.first_free()?)?;
-        let mapped = Mapped::new(root, directories.root());
+        let mapped = Mapped::new(root, directories.root()).with_views(mapped_by);
         Ok(Self {
             local: Arc::new(Local::new(store, directories, mapped)),
             images,
@@ -159,7 +162,8 @@ impl Snapshotter {
                 local.store.chain(parent.as_deref())
             })
             .await?;
-        let lowers = self.lower_dirs(&chain)?;
+        let mapping = mapping::of(&request.labels)?;
+        let lowers = self.lower_dirs(&chain, mapping.as_ref())?;
         let claim = self.local.claim();
         self.finish(kind, request, lowers, claim).await
     }
@@ -172,7 +176,7 @@ impl Snapshotter {
         lowers: LowerDirs,
         claim: super::directory::Claim,
     ) -> Result<Vec<Mount>, SnapshotError> {
-        let mapping = IdMapping::of(&request.labels)?;
+        let mapping = mapping::of(&request.labels)?;
         let mut mounted = self.mounted(&request.key, &lowers).await?;
         let overlay = self.overlay;
         self.blocking(move |local| {
@@ -209,8 +213,8 @@ impl Snapshotter {
                 Ok((record, chain))
             })
             .await?;
-        let mapping = IdMapping::of(&record.labels)?;
-        let lowers = self.lower_dirs(&chain)?;
+        let mapping = mapping::of(&record.labels)?;
+        let lowers = self.lower_dirs(&chain, mapping.as_ref())?;
         let mounted = self.mounted(&key, &lowers).await?;
         let overlay = self.overlay;
         self.blocking(move |local| {
@@ -363,8 +367,14 @@ impl Snapshotter {
         self.local.abandon_all();
     }
 
-    fn lower_dirs(&self, chain: &[Record]) -> Result<LowerDirs, SnapshotError> {
-        let lowers = mounts::lowers(chain, |id| self.local.directories.files(id))?;
+    /// What lies below a snapshot with `mapping`.
+    fn lower_dirs(
+        &self,
+        chain: &[Record],
+        mapping: Option<&IdMapping>,
+    ) -> Result<LowerDirs, SnapshotError> {
+        let ids = self.local.ids_of_views(mapping);
+        let lowers = mounts::lowers(chain, ids, |id| self.local.directories.files(id))?;
         Ok(LowerDirs::new(lowers, Arc::clone(&self.images)))
     }
 

@@ -6,11 +6,12 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fuse::{KernelOffer, Session, View};
+use fuse::{IdMapping, KernelOffer, Session};
 use futures::StreamExt as _;
 
+use super::key::Key;
 use super::record::{RecordError, ViewRecord};
-use super::{Key, Shared, sweep};
+use super::{Shared, sweep};
 use crate::error::chain;
 use crate::snapshot::images::{LazyLayer, MountError};
 
@@ -25,6 +26,7 @@ struct Left {
     offer: KernelOffer,
     layers: Vec<LazyLayer>,
     below: Vec<PathBuf>,
+    ids: Option<IdMapping>,
     passthrough: Option<u64>,
 }
 
@@ -118,6 +120,7 @@ fn look(path: &Path, device: Option<OwnedFd>) -> Result<Left, NotAdopted> {
         device: device.ok_or(NotAdopted::NotKept)?,
         offer: record.offer()?,
         layers: record.layers()?,
+        ids: record.ids()?,
         passthrough: record.passthrough(),
         below: record.below,
     })
@@ -146,11 +149,12 @@ fn serve(shared: &Shared, opened: Vec<Opened>) -> Vec<Arc<super::Mounted>> {
             if left.below.iter().any(|below| lost.contains(below)) {
                 return Err(NotAdopted::Below);
             }
-            let key: Key = (
-                left.layers.iter().map(|layer| layer.digest).collect(),
-                left.below.clone(),
-            );
-            let session = take_over(shared, left, layers).map_err(NotAdopted::Kernel)?;
+            let key = Key {
+                layers: left.layers.iter().map(|layer| layer.digest).collect(),
+                below: left.below.clone(),
+                ids: left.ids.clone(),
+            };
+            let session = take_over(shared, &key, left, layers).map_err(NotAdopted::Kernel)?;
             Ok((key, session))
         });
         match served {
@@ -164,16 +168,20 @@ fn serve(shared: &Shared, opened: Vec<Opened>) -> Vec<Arc<super::Mounted>> {
     adopted
 }
 
-fn take_over(shared: &Shared, left: Left, layers: Vec<fuse::Layer>) -> io::Result<Session> {
+fn take_over(
+    shared: &Shared,
+    key: &Key,
+    left: Left,
+    layers: Vec<fuse::Layer>,
+) -> io::Result<Session> {
     let Left {
         path,
         device,
         offer,
-        below,
         passthrough,
         ..
     } = left;
-    let view = View::new(layers, !below.is_empty()).with_lower(&below)?;
+    let view = key.view(layers, &shared.root)?;
     let options = shared.options_at(&path, passthrough);
     fuse::adopt(view, &path, device, offer, &options)
 }

@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use fuse::KernelOffer;
+use fuse::{Extent, IdMap, IdMapping, KernelOffer};
 use serde::{Deserialize, Serialize};
 use ztoc::Digest;
 
@@ -17,10 +17,12 @@ use crate::snapshot::images::LazyLayer;
 /// The version written here. It is counted up whenever a daemon that knows only the number before would
 /// serve the kernel wrongly: another meaning of a field, and as well another way of numbering nodes,
 /// ordering directories or merging layers, since the kernel remembers what it was told. A daemon adopts
-/// records of its own version and of the one before.
-const VERSION: u32 = 2;
-/// Of a view in which nothing is passed through: served as before there was that.
-const WITHOUT_PASSTHROUGH: u32 = 1;
+/// records of its own version and of all before. Of a view that shows mapped ids.
+const VERSION: u32 = 3;
+/// Of a view with passthrough and the image's ids.
+const PASSTHROUGH: u32 = 2;
+/// Of a view with neither: served as before there was either.
+const PLAIN: u32 = 1;
 /// Largest record read, in bytes: 1000 layers have some 300 KiB.
 const LARGEST: u64 = 4 << 20;
 
@@ -40,6 +42,16 @@ pub(super) struct ViewRecord {
     /// version 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     passthrough: Option<u64>,
+    /// The ids that it shows instead of the image's. Since version 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ids: Option<RecordedIds>,
+}
+
+/// Ranges of ids: the container's first, this node's first, how many.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct RecordedIds {
+    users: Vec<[u32; 3]>,
+    groups: Vec<[u32; 3]>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,8 +92,9 @@ impl ViewRecord {
             image: layer.image.to_string(),
         };
         Self {
-            version: WITHOUT_PASSTHROUGH,
+            version: PLAIN,
             passthrough: None,
+            ids: None,
             offer: offer.to_string(),
             device_number,
             layers: layers.iter().map(recorded).collect(),
@@ -92,19 +105,60 @@ impl ViewRecord {
     /// The same for a view in which files of at least so many bytes are passed through. A daemon that does not know
     /// of that would not tell the kernel which backing file it reads from, and opens would fail.
     pub(super) fn passing_through(self, passthrough: Option<u64>) -> Self {
-        let version = match passthrough {
-            Some(_) => VERSION,
-            None => WITHOUT_PASSTHROUGH,
-        };
         Self {
-            version,
             passthrough,
             ..self
         }
+        .of_its_version()
+    }
+
+    /// The same for a view that shows `ids` instead of the image's. A daemon that does not know of that would give the files
+    /// of a container to the node's own users.
+    pub(super) fn showing(self, ids: Option<&IdMapping>) -> Self {
+        let extents = |map: &IdMap| {
+            let extents = map.extents().iter();
+            extents
+                .map(|it| [it.container, it.host, it.length])
+                .collect()
+        };
+        let ids = ids.map(|ids| RecordedIds {
+            users: extents(&ids.users),
+            groups: extents(&ids.groups),
+        });
+        Self { ids, ..self }.of_its_version()
+    }
+
+    /// The first version that knows all it has.
+    fn of_its_version(self) -> Self {
+        let version = match (&self.ids, self.passthrough) {
+            (Some(_), _) => VERSION,
+            (None, Some(_)) => PASSTHROUGH,
+            (None, None) => PLAIN,
+        };
+        Self { version, ..self }
     }
 
     pub(super) fn passthrough(&self) -> Option<u64> {
         self.passthrough
+    }
+
+    pub(super) fn ids(&self) -> Result<Option<IdMapping>, RecordError> {
+        let Some(ids) = &self.ids else {
+            return Ok(None);
+        };
+        let map = |extents: &[[u32; 3]]| {
+            let extents = extents.iter().map(|&[container, host, length]| Extent {
+                container,
+                host,
+                length,
+            });
+            let map = IdMap::new(extents.collect());
+            map.map_err(|error| RecordError::Damaged(error.to_string()))
+        };
+        Ok(Some(IdMapping {
+            users: map(&ids.users)?,
+            groups: map(&ids.groups)?,
+        }))
     }
 
     pub(super) fn offer(&self) -> Result<KernelOffer, RecordError> {
@@ -146,7 +200,13 @@ impl ViewRecord {
         let damaged = |error: serde_json::Error| RecordError::Damaged(error.to_string());
         let Versioned { version } = serde_json::from_slice(text).map_err(damaged)?;
         match version {
-            WITHOUT_PASSTHROUGH | VERSION => serde_json::from_slice(text).map_err(damaged),
+            PLAIN..=VERSION => {
+                let record: Self = serde_json::from_slice(text).map_err(damaged)?;
+                match record.ids.is_some() == (version == VERSION) {
+                    true => Ok(record),
+                    false => Err(RecordError::Damaged("ids and version".to_owned())),
+                }
+            }
             0 => Err(RecordError::Damaged("there was never version 0".to_owned())),
             found => Err(RecordError::Newer { found }),
         }
@@ -157,8 +217,8 @@ impl ViewRecord {
 #[cfg(any(test, fuzzing))]
 pub(crate) fn probe(bytes: &[u8]) {
     if let Ok(record) = ViewRecord::parse(bytes) {
-        assert!((WITHOUT_PASSTHROUGH..=VERSION).contains(&record.version));
-        let _ = (record.offer(), record.layers());
+        assert!((PLAIN..=VERSION).contains(&record.version));
+        let _ = (record.offer(), record.layers(), record.ids());
     }
 }
 
@@ -213,10 +273,43 @@ mod tests {
     }
 
     #[test]
+    fn only_a_view_that_shows_mapped_ids_needs_a_daemon_that_knows_those() {
+        let map = |host| {
+            let extent = |(container, host)| Extent {
+                container,
+                host,
+                length: 1,
+            };
+            IdMap::new([(0, host), (1, 7)].map(extent).to_vec()).unwrap()
+        };
+        let ids = IdMapping {
+            users: map(1000),
+            groups: map(2000),
+        };
+        let plain = ViewRecord::parse(FIRST.as_bytes()).unwrap();
+        assert_eq!(plain.ids().unwrap(), None);
+        assert_eq!(plain.clone().showing(None), plain);
+        for passthrough in [None, Some(1 << 20)] {
+            let shifted = plain.clone().showing(Some(&ids));
+            let shifted = shifted.passing_through(passthrough);
+            let text = serde_json::to_string(&shifted).unwrap();
+            let read = ViewRecord::parse(text.as_bytes()).unwrap();
+            assert_eq!((read.version, read.passthrough()), (3, passthrough));
+            assert_eq!(read.ids().unwrap().as_ref(), Some(&ids));
+            // Never served without its ids, nor with such as the kernel would not take.
+            for (right, wrong) in [("\"ids\"", "\"other\""), ("[1,7,1]", "[0,7,1]")] {
+                let damaged = text.replace(right, wrong);
+                let damaged = ViewRecord::parse(damaged.as_bytes()).and_then(|read| read.ids());
+                assert!(matches!(damaged, Err(RecordError::Damaged(_))), "{wrong}");
+            }
+        }
+    }
+
+    #[test]
     fn a_newer_record_is_refused_with_what_to_do() {
-        let text = r#"{"version": 3, "something": "new"}"#;
+        let text = r#"{"version": 4, "something": "new"}"#;
         let error = ViewRecord::parse(text.as_bytes()).unwrap_err();
-        assert!(matches!(error, RecordError::Newer { found: 3 }));
+        assert!(matches!(error, RecordError::Newer { found: 4 }));
         assert!(error.to_string().contains("newer version"), "{error}");
     }
 

@@ -48,6 +48,7 @@ async fn the_end_waits_for_reads_that_have_come_but_not_for_ever() {
             image: "registry.test/image:1".parse().unwrap(),
         }],
         stacked: false,
+        ids: None,
     };
     let hoarder = Arc::<Hoarder>::default();
     let content = Arc::clone(&hoarder);

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use fuse::View;
+use fuse::{Extent, IdMap, IdMapping, LowerDirectory, View};
 use tempfile::TempDir;
 
 use crate::containerd::Containerd;
@@ -135,7 +135,10 @@ fn a_directory_that_is_only_implied_has_the_attributes_it_has_below_the_view() {
     std::os::unix::fs::symlink("/", unpacked_bottom.path().join("new")).unwrap();
     let layers = vec![layer(&archive(&[])), layer(&top)];
     let view = View::new(layers, true)
-        .with_lower(&[unpacked_bottom.path().into()])
+        .with_lower(&[LowerDirectory {
+            path: unpacked_bottom.path(),
+            ids: None,
+        }])
         .unwrap();
     let view = MountedView::serving(view);
     let overlay = Overlay::new(&[view.path(), unpacked_bottom.path()]);
@@ -148,4 +151,47 @@ fn a_directory_that_is_only_implied_has_the_attributes_it_has_below_the_view() {
     assert_eq!(attributes("home/user"), (0o700, (1000, 1000)));
     assert_eq!(attributes("home/user/.cache"), (0o755, (0, 0)));
     assert_eq!(attributes("new"), (0o755, (0, 0)), "a link is not followed");
+}
+
+#[test]
+fn a_directory_that_is_only_implied_has_the_mapped_owner_that_it_has_below_a_view_that_maps() {
+    let map = |host| {
+        let extent = Extent {
+            container: 0,
+            host,
+            length: 65_536,
+        };
+        IdMap::new(vec![extent]).unwrap()
+    };
+    let ids = IdMapping {
+        users: map(100_000),
+        groups: map(200_000),
+    };
+    let bottom = archive(&[
+        Member::directory("home/").mode(0o711).owner(1, 2),
+        Member::directory("beyond/").owner(3, 70_000),
+    ]);
+    let top = archive(&[
+        Member::file("home/x", "2").owner(5, 6),
+        Member::file("beyond/y", "2"),
+        Member::file("new/z", "2"),
+    ]);
+    // Once unpacked, with the image's owners; once in a view that shows the mapped ones.
+    let unpacked = TempDir::new().unwrap();
+    extract(&bottom, unpacked.path());
+    let view = View::new(vec![layer(&bottom)], false).with_ids(Some(ids.clone()));
+    let view = MountedView::serving(view);
+    for (path, shown) in [(unpacked.path(), None), (view.path(), Some(&ids))] {
+        let below = LowerDirectory { path, ids: shown };
+        let above = View::new(vec![layer(&top)], true).with_ids(Some(ids.clone()));
+        let above = MountedView::serving(above.with_lower(&[below]).unwrap());
+        let attributes = |path: &str| {
+            let seen = look(&above.path().join(path));
+            (seen.mode & 0o7777, seen.owner)
+        };
+        assert_eq!(attributes("home"), (0o711, (100_001, 200_002)));
+        assert_eq!(attributes("home/x"), (0o644, (100_005, 200_006)));
+        assert_eq!(attributes("beyond"), (0o755, (100_003, 65_534)));
+        assert_eq!(attributes("new"), (0o755, (100_000, 200_000)));
+    }
 }

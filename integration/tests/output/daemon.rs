@@ -84,6 +84,10 @@ fn view() -> api::View {
         wait_p50_micros: Some(4096),
         wait_p99_micros: Some(131_072),
         operations: vec![operation("node.Lookup", 210), operation("file.Read", 190)],
+        ids: Some(api::IdMapping {
+            users: "0:100000:65536".into(),
+            groups: "0:200000:65536".into(),
+        }),
     }
 }
 

@@ -79,8 +79,8 @@ impl Control {
             0 => bail!("no mounted view is, or belongs to, {name:?}; soci inspect lists them"),
             1 => Ok(found.remove(0)),
             _ => {
-                let ids: Vec<_> = found.iter().map(|it| it.view.id.to_string()).collect();
-                bail!("{name:?} is several views; say which: {}", ids.join(", "))
+                let views: Vec<_> = found.iter().map(|it| label(&it.view)).collect();
+                bail!("{name:?} is several views; say which: {}", views.join(", "))
             }
         }
     }
@@ -91,6 +91,14 @@ impl Control {
 pub(crate) struct Target {
     pub(crate) view: api::View,
     pub(crate) container: Option<api::Container>,
+}
+
+/// A view's number, and whose ids it shows if they are not the image's.
+fn label(view: &api::View) -> String {
+    match &view.ids {
+        Some(ids) => format!("{} (users {})", view.id, ids.users),
+        None => view.id.to_string(),
+    }
 }
 
 fn is_image(view: &api::View, name: &str) -> bool {

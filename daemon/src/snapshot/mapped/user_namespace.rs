@@ -6,9 +6,8 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use fuse::{IdMap, IdMapping};
 use nix::sched::{CloneFlags, unshare};
-
-use crate::snapshot::mapping::IdMapping;
 
 /// The argument with which our program [is a member](live) of a new user namespace.
 pub const ARGUMENT: &str = "user-namespace";
@@ -55,9 +54,18 @@ fn make(program: &Path, mapping: &IdMapping) -> io::Result<File> {
     let mut member = Member::start(program)?;
     let process = format!("/proc/{}", member.0.id());
     member.wait_until_there()?;
-    fs::write(format!("{process}/uid_map"), mapping.users.to_string())?;
-    fs::write(format!("{process}/gid_map"), mapping.groups.to_string())?;
+    fs::write(format!("{process}/uid_map"), table(&mapping.users))?;
+    fs::write(format!("{process}/gid_map"), table(&mapping.groups))?;
     File::open(format!("{process}/ns/user"))
+}
+
+/// As the kernel reads it from `/proc/PID/uid_map`.
+fn table(map: &IdMap) -> String {
+    let lines = map.extents().iter().map(|extent| {
+        let (container, host, length) = (extent.container, extent.host, extent.length);
+        format!("{container} {host} {length}\n")
+    });
+    lines.collect()
 }
 
 /// The process in the namespace. It ends with this value, or with the daemon, as both end its input.

@@ -45,6 +45,7 @@ fn run(layers: &[u64], stacked: bool) -> Lower {
     Lower::View(LazyRun {
         layers: layers.iter().map(|id| lazy(*id)).collect(),
         stacked,
+        ids: None,
     })
 }
 
@@ -52,7 +53,7 @@ fn run(layers: &[u64], stacked: bool) -> Lower {
 fn neighbouring_lazy_layers_become_one_view_with_the_bottom_first() {
     let chain = chain(&[(5, true), (4, true), (3, false), (2, true), (1, true)]);
     assert_eq!(
-        lowers(&chain, files).unwrap(),
+        lowers(&chain, None, files).unwrap(),
         [run(&[4, 5], true), directory(3), run(&[1, 2], false)]
     );
 }
@@ -61,7 +62,7 @@ fn neighbouring_lazy_layers_become_one_view_with_the_bottom_first() {
 fn a_run_on_an_unpacked_layer_is_stacked() {
     let chain = chain(&[(3, false), (2, true), (1, false)]);
     assert_eq!(
-        lowers(&chain, files).unwrap(),
+        lowers(&chain, None, files).unwrap(),
         [directory(3), run(&[2], true), directory(1)]
     );
 }
@@ -74,7 +75,7 @@ fn a_corrupt_record_is_an_error_and_no_panic() {
         image: "x".to_owned(),
     };
     assert!(matches!(
-        lowers(&chain, files),
+        lowers(&chain, None, files),
         Err(SnapshotError::Corrupt { .. })
     ));
 }
@@ -143,7 +144,7 @@ proptest! {
         kinds in proptest::collection::vec(any::<bool>(), 0..40),
     ) {
         let layers: Vec<(u64, bool)> = (0u64..).zip(kinds.iter().copied()).collect();
-        let lowers = lowers(&chain(&layers), files).unwrap();
+        let lowers = lowers(&chain(&layers), None, files).unwrap();
         let flat: Vec<Lower> = layers
             .iter()
             .map(|&(id, is_lazy)| if is_lazy { run(&[id], false) } else { directory(id) })
@@ -156,7 +157,7 @@ proptest! {
                     prop_assert_eq!(found.stacked, at + 1 < lowers.len());
                     prop_assert!(!matches!(lowers.get(at + 1), Some(Lower::View(_))));
                     seen.extend(found.layers.iter().rev().map(|layer| {
-                        Lower::View(LazyRun { layers: vec![layer.clone()], stacked: false })
+                        Lower::View(LazyRun { layers: vec![layer.clone()], stacked: false, ids: None })
                     }));
                 }
             }

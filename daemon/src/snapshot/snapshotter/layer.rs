@@ -43,7 +43,7 @@ impl Snapshotter {
             traces::here().record("outcome", Outcome::Known.label());
             return Err(SnapshotError::AlreadyExists { key: target });
         }
-        let lowers = self.lower_dirs(&chain)?;
+        let lowers = self.lower_dirs(&chain, None)?;
         let claim = self.local.claim();
         let layer = match layer {
             Ok(layer) => layer,

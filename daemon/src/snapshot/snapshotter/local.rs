@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use fuse::IdMapping;
 use parking_lot::Mutex;
 use ztoc::Digest;
 
@@ -12,7 +13,7 @@ use crate::snapshot::directory::{self, Claim, Directories};
 use crate::snapshot::images::{Images, MountedView};
 use crate::snapshot::lowers::Mounted;
 use crate::snapshot::mapped::Mapped;
-use crate::snapshot::mapping::IdMapping;
+use crate::snapshot::mapping;
 use crate::snapshot::mounts::{self, Lower};
 use crate::snapshot::record::{Entry, Kind, Labels, Record, SnapshotId, Source, Usage};
 use crate::snapshot::store::{CommitRequest, NewSnapshot, Store, kind};
@@ -53,6 +54,11 @@ impl Local {
     /// Room for a new snapshot.
     pub(super) fn claim(&self) -> Claim {
         self.directories.claim(self.store.allocate())
+    }
+
+    /// The ids that the views of a container with `mapping` are to show by themselves.
+    pub(super) fn ids_of_views<'m>(&self, mapping: Option<&'m IdMapping>) -> Option<&'m IdMapping> {
+        self.mapped.of_views(mapping)
     }
 
     /// The lower directories as a container with `mapping` is to see them.
@@ -181,14 +187,35 @@ impl Local {
         Ok(())
     }
 
-    /// The mounted views below a snapshot; `None` if one of them is not mounted.
+    /// The mounted views that a snapshot has below it; `None` if one of them is not mounted.
     fn views_of(
         &self,
         record: &Record,
         images: &dyn Images,
     ) -> Result<Option<Views>, SnapshotError> {
         let chain = self.store.chain(record.parent.as_deref())?;
-        let lowers = mounts::lowers(&chain, |id| self.directories.files(id))?;
+        let plain = self.views_below(&chain, None, images)?;
+        let Some(mapping) = mapping::of(&record.labels)? else {
+            return Ok(plain);
+        };
+        // Who maps the ids of views may have been decided anew since the snapshot was made.
+        let mapped = |view: &Arc<dyn MountedView>| self.mapped.has(record.id, view.path());
+        let plain = plain.filter(|views| views.iter().all(mapped));
+        let shifted = self.views_below(&chain, Some(&mapping), images)?;
+        Ok(match (plain, shifted) {
+            (None, views) | (views, None) => views,
+            (Some(plain), Some(shifted)) => Some([plain, shifted].concat()),
+        })
+    }
+
+    /// The mounted views of a chain that show `ids`; `None` if one of them is not mounted.
+    fn views_below(
+        &self,
+        chain: &[Record],
+        ids: Option<&IdMapping>,
+        images: &dyn Images,
+    ) -> Result<Option<Views>, SnapshotError> {
+        let lowers = mounts::lowers(chain, ids, |id| self.directories.files(id))?;
         let (mut paths, mut views) = (Vec::new(), Views::new());
         for lower in lowers.iter().rev() {
             match lower {

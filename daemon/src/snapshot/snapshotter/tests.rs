@@ -69,7 +69,8 @@ impl Ground {
 fn open(root: &TempDir, images: &Arc<Scripted>) -> Arc<Snapshotter> {
     let images = Arc::clone(images) as Arc<dyn Images>;
     let metrics = Arc::new(Metrics::new());
-    Arc::new(Snapshotter::open(root.path(), images, OverlayOptions::default(), metrics).unwrap())
+    let (overlay, mapped_by) = (OverlayOptions::default(), MappedBy::default());
+    Arc::new(Snapshotter::open(root.path(), images, overlay, mapped_by, metrics).unwrap())
 }
 
 fn digest(name: u8) -> Digest {

@@ -87,7 +87,10 @@ fn row(view: &api::View) -> [String; 12] {
         Some(waited) => format!("<= {}", micros(waited)),
         None => "-".to_owned(),
     };
-    let containers: Vec<_> = view.containers.iter().map(|it| it.id.as_str()).collect();
+    let mut containers: Vec<_> = view.containers.iter().map(|it| it.id.as_str()).collect();
+    let ids = view.ids.as_ref();
+    let ids = ids.map(|ids| format!("(users {})", ids.users));
+    containers.extend(ids.as_deref());
     [
         view.id.to_string(),
         images(view)

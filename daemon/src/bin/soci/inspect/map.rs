@@ -54,6 +54,10 @@ fn place(text: &mut String, view: &api::View, paint: Paint) {
         };
         line("container", &printable(name.as_bytes()));
     }
+    if let Some(ids) = &view.ids {
+        line("users", &ids.users);
+        line("groups", &ids.groups);
+    }
     for below in &view.below {
         line("above", below);
     }

@@ -27,6 +27,7 @@ fn view(view: &api::View) -> Value {
         "images": images(view),
         "mountpoint": view.mountpoint,
         "below": view.below,
+        "ids": view.ids.as_ref().map(|ids| json!({"users": ids.users, "groups": ids.groups})),
         "containers": view.containers.iter().map(container).collect::<Vec<_>>(),
         "age_us": view.age_micros,
         "bytes": totals.bytes,
