@@ -12,7 +12,7 @@ use integration::{Containerd, Scratch, Soci};
 use crate::front::Front;
 use crate::mode::Mode;
 use crate::nydus;
-use crate::peers::{Peers, ctr_remote, soci};
+use crate::peers::{self, Peers, ctr_remote, soci};
 
 /// containerd, and the snapshotter behind it if the mode has one.
 #[derive(Debug)]
@@ -103,10 +103,7 @@ fn daemon(
     daemon.arg("--config").arg(&config);
     daemon.arg("--root").arg(dir.join("root"));
     if matches!(mode, Mode::Nydus | Mode::NydusZran) {
-        let file = dir.join("nydusd.json");
-        fs::write(&file, nydus::daemon_configuration().to_string())?;
-        daemon.arg("--nydusd-config").arg(file);
-        daemon.arg("--log-to-stdout");
+        nydus::configure(&mut daemon, &dir, &peers::nydusd()?)?;
     }
     let mut service = Service::start("snapshotter", &mut daemon, &dir.join("daemon.log"))?;
     let socket = containerd.snapshotter_socket();

@@ -1,36 +1,39 @@
-//! Images for the nydus snapshotter, made of an image's layers by nydus's own builder, with the arguments that nydus's own converter
-//! gives it, and put together as that converter does.
-//!
-//! Each layer becomes a blob, and one layer above them holds the metadata of them all. A blob ends with a table of what is in
-//! it, each part and the table itself followed by a tar header:
-//!
-//! `data | header | chunks | header | metadata | header | table | header`
+//! nydus: how its snapshotter is told to run, and its images.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+mod image;
+mod table;
 
-use anyhow::{Context, Result, bail, ensure};
-use flate2::Compression;
-use flate2::read::MultiGzDecoder;
-use flate2::write::GzEncoder;
-use integration::command::{command, run};
-use integration::image::{MANIFEST, sha256};
-use integration::{Layout, Scratch};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Result;
 use serde_json::{Value, json};
 
-/// What a blob refers to for the data of its layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Data {
-    /// It holds them itself, in chunks.
-    Own,
-    /// The layer as it was made, which stays in the registry (zran).
-    Layer,
+pub(crate) use self::image::{Data, convert};
+
+/// Tells `snapshotter`, whose files lie in `dir`, how to run `daemon`.
+pub(crate) fn configure(snapshotter: &mut Command, dir: &Path, daemon: &Path) -> Result<()> {
+    let (configuration, limited) = (dir.join("nydusd.json"), dir.join("nydusd"));
+    fs::write(&configuration, daemon_configuration().to_string())?;
+    // It raises its limit of open files beyond what a machine may allow, and ends if it cannot.
+    let script = format!(
+        "#!/bin/sh\nexec {} \"$@\" --rlimit-nofile 0\n",
+        daemon.display()
+    );
+    fs::write(&limited, script)?;
+    fs::set_permissions(&limited, Permissions::from_mode(0o755))?;
+    snapshotter.arg("--nydusd-config").arg(configuration);
+    snapshotter
+        .arg("--nydusd")
+        .arg(limited)
+        .arg("--log-to-stdout");
+    Ok(())
 }
 
 /// nydus's configuration of the daemon, as its snapshotter's repository has it for FUSE, told to speak plain HTTP.
-pub(crate) fn daemon_configuration() -> Value {
+fn daemon_configuration() -> Value {
     json!({
         "device": {
             "backend": {
@@ -51,328 +54,10 @@ pub(crate) fn daemon_configuration() -> Value {
 /// The snapshotter's defaults, but that its daemons end with it.
 pub(crate) const SNAPSHOTTER_CONFIGURATION: &str = "version = 1\ncleanup_on_close = true\n";
 
-const BLOB: &str = "application/vnd.oci.image.layer.nydus.blob.v1";
-const METADATA: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-/// Everything is worth fetching ahead of being read: what nydus says of an image of which it knows nothing more.
-const PREFETCH: &[u8] = b"/";
-
-/// A layer for nydus.
-#[derive(Debug)]
-struct Blob {
-    digest: String,
-    size: u64,
-    /// Of the table at its end and the header after it.
-    table: String,
-    /// The digest of the layer it was made of.
-    layer: String,
-    /// Its metadata, in a file whose name is the digest of whatever has the data.
-    metadata: PathBuf,
-}
-
-/// Makes a layout in `to` of the image that `from` holds, by the program `builder`. Works in `scratch`.
-pub(crate) fn convert(
-    builder: &Path,
-    scratch: &Scratch,
-    from: &Layout,
-    to: &Path,
-    data: Data,
-) -> Result<Layout> {
-    let root = from.roots()?.into_iter().next().context("no image")?;
-    let manifest = from.json(text(&root["digest"])?)?;
-    let mut config = from.json(text(&manifest["config"]["digest"])?)?;
-    let layout = Layout::create(to)?;
-    let dir = scratch.dir("nydus")?;
-    let mut blobs = Vec::new();
-    for layer in manifest["layers"].as_array().context("no layers")? {
-        let digest = text(&layer["digest"])?;
-        let made = blob(builder, &dir, &layout, &from.blob(digest), digest, data);
-        blobs.push(made.with_context(|| format!("layer {digest}"))?);
-    }
-    let (metadata, used) = merge(builder, &dir, &blobs, data)?;
-    let mut layers: Vec<_> = blobs
-        .iter()
-        .filter(|blob| data == Data::Layer || used.contains(&blob.digest))
-        .map(|blob| descriptor(blob, data))
-        .collect();
-    let mut diff_ids: Vec<_> = layers.iter().map(|layer| layer["digest"].clone()).collect();
-    let tar = archive(&metadata)?;
-    diff_ids.push(sha256(&tar).into());
-    layers.push(metadata_layer(&layout, &tar)?);
-    config["rootfs"]["diff_ids"] = diff_ids.into();
-    layout.set_root(
-        MANIFEST,
-        &json!({
-            "schemaVersion": 2,
-            "mediaType": MANIFEST,
-            "config": layout.add_json(CONFIG, &config)?,
-            "layers": layers,
-        }),
-    )?;
-    Ok(layout)
-}
-
-/// Makes a blob of the layer in `file`, and puts it into `layout`.
-fn blob(
-    builder: &Path,
-    dir: &Path,
-    layout: &Layout,
-    file: &Path,
-    digest: &str,
-    data: Data,
-) -> Result<Blob> {
-    let (made, tar) = (dir.join("blob"), dir.join("layer.tar"));
-    let mut create = command(builder);
-    create.args(["create", "--log-level", "warn", "--blob-inline-meta"]);
-    create.args(["--features", "blob-toc", "--blob"]).arg(&made);
-    match data {
-        Data::Own => {
-            let mut layer = MultiGzDecoder::new(File::open(file)?);
-            io::copy(&mut layer, &mut File::create(&tar)?)?;
-            create.args(["--type", "tar-rafs", "--fs-version", "6"]);
-            create.args(["--prefetch-policy", "fs", "--whiteout-spec", "none"]);
-            create.arg(&tar);
-        }
-        Data::Layer => {
-            create.args(["--type", "targz-ref"]).arg(file);
-        }
-    }
-    told(create, PREFETCH)?;
-    let bytes = fs::read(&made)?;
-    let table = Table::of(&bytes)?;
-    let stored = layout.add_blob(&bytes)?;
-    let named = match data {
-        Data::Own => &stored,
-        Data::Layer => digest,
-    };
-    let metadata = dir.join(hex(named)?);
-    fs::write(&metadata, table.part(&bytes, "image.boot")?)?;
-    Ok(Blob {
-        size: bytes.len() as u64,
-        table: table.digest,
-        layer: digest.to_owned(),
-        digest: stored,
-        metadata,
-    })
-}
-
-/// The metadata of all layers, and the digests of the blobs that it refers to.
-fn merge(builder: &Path, dir: &Path, blobs: &[Blob], data: Data) -> Result<(Vec<u8>, Vec<String>)> {
-    let (made, said) = (dir.join("merged"), dir.join("merged.json"));
-    let mut merge = command(builder);
-    merge.args(["merge", "--log-level", "warn", "--prefetch-policy", "fs"]);
-    merge.arg("--output-json").arg(&said);
-    merge.arg("--bootstrap").arg(&made);
-    merge.args(blobs.iter().map(|blob| &blob.metadata));
-    if data == Data::Layer {
-        let digests: Result<Vec<_>> = blobs.iter().map(|blob| hex(&blob.digest)).collect();
-        let tables: Result<Vec<_>> = blobs.iter().map(|blob| hex(&blob.table)).collect();
-        let sizes: Vec<_> = blobs.iter().map(|blob| blob.size.to_string()).collect();
-        merge.args(["--blob-digests", &digests?.join(",")]);
-        merge.args(["--blob-toc-digests", &tables?.join(",")]);
-        merge.args(["--blob-sizes", &sizes.join(",")]);
-    }
-    told(merge, PREFETCH)?;
-    let said: Value = serde_json::from_slice(&fs::read(said)?)?;
-    let used = said["blobs"].as_array().context("no blobs")?.iter();
-    let used = used.map(|id| Ok(format!("sha256:{}", text(id)?)));
-    Ok((fs::read(made)?, used.collect::<Result<_>>()?))
-}
-
-/// What a manifest says of `blob`.
-fn descriptor(blob: &Blob, data: Data) -> Value {
-    let mut annotations = json!({"containerd.io/snapshot/nydus-blob": "true"});
-    if data == Data::Layer {
-        annotations["containerd.io/snapshot/nydus-ref"] = blob.layer.clone().into();
-    }
-    json!({"mediaType": BLOB, "digest": blob.digest, "size": blob.size, "annotations": annotations})
-}
-
-/// The tar with an image's metadata where the snapshotter looks for them.
-fn archive(metadata: &[u8]) -> Result<Vec<u8>> {
-    let mut tar = tar::Builder::new(Vec::new());
-    let mut header = tar::Header::new_gnu();
-    header.set_entry_type(tar::EntryType::Directory);
-    header.set_mode(0o755);
-    header.set_size(0);
-    tar.append_data(&mut header, "image", io::empty())?;
-    let mut header = tar::Header::new_gnu();
-    header.set_mode(0o444);
-    header.set_size(metadata.len() as u64);
-    tar.append_data(&mut header, "image/image.boot", metadata)?;
-    Ok(tar.into_inner()?)
-}
-
-/// The layer above all others, which `tar` is; what a manifest says of it.
-fn metadata_layer(layout: &Layout, tar: &[u8]) -> Result<Value> {
-    let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
-    gzip.write_all(tar)?;
-    let bytes = gzip.finish()?;
-    Ok(json!({
-        "mediaType": METADATA,
-        "digest": layout.add_blob(&bytes)?,
-        "size": bytes.len(),
-        "annotations": {
-            "containerd.io/snapshot/nydus-bootstrap": "true",
-            "containerd.io/snapshot/nydus-fs-version": "6",
-        },
-    }))
-}
-
-/// Runs `program` with `input`.
-fn told(mut program: std::process::Command, input: &[u8]) -> Result<()> {
-    let mut file = tempfile::tempfile()?;
-    file.write_all(input)?;
-    io::Seek::rewind(&mut file)?;
-    run(program.stdin(Stdio::from(file)))?;
-    Ok(())
-}
-
-/// The table at a blob's end.
-#[derive(Debug)]
-struct Table<'b> {
-    entries: Vec<&'b [u8]>,
-    digest: String,
-}
-
-impl<'b> Table<'b> {
-    const HEADER: usize = 512;
-    const ENTRY: usize = 128;
-
-    fn of(blob: &'b [u8]) -> Result<Self> {
-        let end = blob.len().checked_sub(Self::HEADER).context("too short")?;
-        let header = tar::Header::from_byte_slice(&blob[end..]);
-        let name = header.path_bytes();
-        ensure!(&*name == b"rafs.blob.toc", "no table at its end");
-        let start = usize::try_from(header.entry_size()?)?;
-        let start = end.checked_sub(start).context("a table of that size?")?;
-        Ok(Self {
-            entries: blob[start..end].chunks_exact(Self::ENTRY).collect(),
-            digest: sha256(&blob[start..]),
-        })
-    }
-
-    /// The part of `blob` that is called `name`, uncompressed.
-    fn part(&self, blob: &[u8], name: &str) -> Result<Vec<u8>> {
-        let is_named = |entry: &&&[u8]| {
-            let found = entry[8..24].split(|byte| *byte == 0).next();
-            found == Some(name.as_bytes())
-        };
-        let entry = self.entries.iter().find(is_named);
-        let entry = entry.with_context(|| format!("it has no {name}"))?;
-        let number = |at: usize| -> Result<usize> {
-            Ok(usize::try_from(u64::from_le_bytes(
-                entry[at..at + 8].try_into()?,
-            ))?)
-        };
-        let (offset, size) = (number(56)?, number(64)?);
-        let end = offset.checked_add(size).context("beyond all bounds")?;
-        let stored = blob.get(offset..end).context("beyond the blob's end")?;
-        match u32::from_le_bytes(entry[..4].try_into()?) & 0xf {
-            1 => Ok(stored.to_vec()),
-            2 => Ok(zstd::decode_all(stored)?),
-            other => bail!("{name} is compressed in an unknown way: {other}"),
-        }
-    }
-}
-
-fn text(value: &Value) -> Result<&str> {
-    value
-        .as_str()
-        .with_context(|| format!("{value} is no text"))
-}
-
-fn hex(digest: &str) -> Result<&str> {
-    digest.strip_prefix("sha256:").context("no SHA-256")
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::io::Read as _;
-
     use super::*;
-
-    /// A blob with a part of this name, as nydus writes them.
-    fn blob_with(name: &str, stored: &[u8], compressor: u32) -> Vec<u8> {
-        let header = |name: &str, size: usize| {
-            let mut header = tar::Header::new_gnu();
-            header.set_path(name).unwrap();
-            header.set_size(size as u64);
-            header.set_cksum();
-            header.as_bytes().to_vec()
-        };
-        let data = b"file data";
-        let mut entry = vec![0; Table::ENTRY];
-        entry[..4].copy_from_slice(&compressor.to_le_bytes());
-        entry[8..8 + name.len()].copy_from_slice(name.as_bytes());
-        let offset = data.len() + Table::HEADER;
-        entry[56..64].copy_from_slice(&(offset as u64).to_le_bytes());
-        entry[64..72].copy_from_slice(&(stored.len() as u64).to_le_bytes());
-        let mut blob = data.to_vec();
-        blob.extend(header("image.blob", data.len()));
-        blob.extend(stored);
-        blob.extend(header(name, stored.len()));
-        blob.extend(&entry);
-        blob.extend(header("rafs.blob.toc", entry.len()));
-        blob
-    }
-
-    #[test]
-    fn metadata_are_found_by_the_table_at_a_blobs_end() {
-        let compressed = zstd::encode_all(&b"metadata"[..], 3).unwrap();
-        for (stored, compressor) in [(&b"metadata"[..], 1), (&compressed, 2)] {
-            let blob = blob_with("image.boot", stored, compressor);
-            let table = Table::of(&blob).unwrap();
-            assert_eq!(table.part(&blob, "image.boot").unwrap(), b"metadata");
-            assert!(table.part(&blob, "image").is_err());
-            let end = blob.len() - Table::ENTRY - Table::HEADER;
-            assert_eq!(table.digest, sha256(&blob[end..]));
-        }
-    }
-
-    #[test]
-    fn what_is_no_blob_of_nydus_is_refused() {
-        let blob = blob_with("image.boot", b"metadata", 1);
-        assert!(Table::of(&blob[..blob.len() - 1]).is_err());
-        assert!(Table::of(b"short").is_err());
-        for (at, byte) in [(0, 4), (63, 0x7f), (71, 0x7f)] {
-            let mut wrong = blob.clone();
-            let entry = wrong.len() - Table::HEADER - Table::ENTRY;
-            wrong[entry + at] = byte;
-            let table = Table::of(&wrong).unwrap();
-            assert!(table.part(&wrong, "image.boot").is_err(), "{at}");
-        }
-    }
-
-    #[test]
-    fn the_snapshotter_finds_the_metadata_and_what_each_layer_is() {
-        let tar = archive(b"metadata").unwrap();
-        let mut archive = tar::Archive::new(&*tar);
-        let mut files = archive.entries().unwrap().map(Result::unwrap);
-        assert_eq!(&*files.next().unwrap().path_bytes(), b"image");
-        let mut file = files.next().unwrap();
-        assert_eq!(&*file.path_bytes(), b"image/image.boot");
-        let mut text = String::new();
-        file.read_to_string(&mut text).unwrap();
-        assert_eq!(text, "metadata");
-
-        let blob = Blob {
-            digest: "sha256:aa".to_owned(),
-            size: 5,
-            table: String::new(),
-            layer: "sha256:bb".to_owned(),
-            metadata: PathBuf::new(),
-        };
-        let own = descriptor(&blob, Data::Own);
-        assert_eq!(own["mediaType"], BLOB);
-        assert_eq!(
-            own["annotations"],
-            json!({"containerd.io/snapshot/nydus-blob": "true"})
-        );
-        let refers = &descriptor(&blob, Data::Layer)["annotations"];
-        assert_eq!(refers["containerd.io/snapshot/nydus-ref"], "sha256:bb");
-    }
 
     #[test]
     fn the_daemon_speaks_plain_http_and_fetches_everything_in_the_background() {

@@ -68,6 +68,11 @@ pub(crate) fn ctr_remote(containerd: &Containerd) -> Result<Command> {
     client(&installed(STARGZ[1]).context("no ctr-remote")?, containerd)
 }
 
+/// nydus's daemon, which its snapshotter starts for each image.
+pub(crate) fn nydusd() -> Result<PathBuf> {
+    installed(NYDUS[1]).context("no nydusd")
+}
+
 /// nydus's builder of images.
 pub(crate) fn nydus_image() -> Result<PathBuf> {
     installed(NYDUS[2]).context("no nydus-image")
