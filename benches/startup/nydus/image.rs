@@ -115,6 +115,8 @@ fn blob(
     }
     told(create, PREFETCH)?;
     let bytes = fs::read(&made)?;
+    // It is written over, not anew, if it is there.
+    fs::remove_file(&made)?;
     let table = Table::of(&bytes)?;
     let stored = layout.add_blob(&bytes)?;
     let named = match data {
