@@ -13,6 +13,7 @@ use integration::{
 };
 
 use crate::kept::Kept;
+use crate::nydus::{self, Data};
 use crate::peers;
 use crate::workload::{Base, LayerRecipe, Workload};
 
@@ -20,7 +21,7 @@ use crate::workload::{Base, LayerRecipe, Workload};
 const COMPRESSOR: &str = "gzip -6";
 const CLEAN: &str = "rm -rf /var/lib/apt/lists/* /var/cache/apt/archives/*.deb /var/cache/apt/*.bin /var/log/*.log /var/log/apt";
 
-/// What of an image a mode pulls: all forms have the same layers, but for eStargz's.
+/// What of an image a mode pulls: all forms have the same layers, but for those that other snapshotters want converted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Form {
     /// With a SOCI index, compact zTOCs, and what a recorded start read.
@@ -29,6 +30,10 @@ pub(crate) enum Form {
     Soci04,
     /// Converted to eStargz by the stargz snapshotter's client.
     Estargz,
+    /// Converted by nydus's builder to its own format.
+    Nydus,
+    /// Metadata made by nydus's builder, which refers to the layers as they were made.
+    NydusZran,
 }
 
 impl Form {
@@ -38,6 +43,8 @@ impl Form {
             Self::Indexed => "latest",
             Self::Soci04 => PLAIN,
             Self::Estargz => "estargz",
+            Self::Nydus => "nydus",
+            Self::NydusZran => "nydus-zran",
         }
     }
 }
@@ -101,6 +108,12 @@ pub(crate) fn publish(
                     |tag| registry.reference(&format!("{}:{tag}", published.repository));
                 match form {
                     Form::Estargz => convert_to_estargz(&reference(PLAIN), &reference(form.tag())),
+                    Form::Nydus => {
+                        convert_to_nydus(&reference(PLAIN), &reference(form.tag()), Data::Own)
+                    }
+                    Form::NydusZran => {
+                        convert_to_nydus(&reference(PLAIN), &reference(form.tag()), Data::Layer)
+                    }
                     _ => index_by_debians(&reference(PLAIN)),
                 }?;
                 Ok(bytes)
@@ -182,6 +195,21 @@ fn convert_to_estargz(from: &str, to: &str) -> Result<()> {
     let push = ["images", "push", "--plain-http", to];
     run(containerd.ctr().command().args(push))?;
     Ok(())
+}
+
+fn convert_to_nydus(from: &str, to: &str, data: Data) -> Result<()> {
+    let scratch = Scratch::within(Path::new("/var/tmp"))?;
+    let containerd = fetched(&scratch, from)?;
+    let (tar, exported) = (scratch.path().join("plain.tar"), scratch.dir("plain")?);
+    let mut export = containerd.ctr().command();
+    run(export.args(["images", "export"]).arg(&tar).arg(from))?;
+    run(command("tar").arg("-xf").arg(&tar).arg("-C").arg(&exported))?;
+    let plain = Layout::open(&exported);
+    let made = scratch.path().join("converted");
+    push(
+        &nydus::convert(&peers::nydus_image()?, &scratch, &plain, &made, data)?,
+        to,
+    )
 }
 
 fn index_by_debians(reference: &str) -> Result<()> {

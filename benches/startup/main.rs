@@ -14,6 +14,7 @@ mod matrix;
 mod measure;
 mod mode;
 mod node;
+mod nydus;
 mod options;
 mod peers;
 mod plot;

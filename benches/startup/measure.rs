@@ -181,13 +181,18 @@ fn finish(
 
 fn took(node: &Node) -> Result<(Duration, u64)> {
     let containerd = node.containerd.pid();
-    let mut cpu = process::cpu(containerd)?;
-    let mut watched = containerd;
-    if let Some(daemon) = &node.daemon {
-        cpu += process::cpu(daemon.pid())?;
-        watched = daemon.pid();
+    let cpu = process::cpu(containerd)?;
+    let Some(daemon) = &node.daemon else {
+        return Ok((cpu, process::peak_memory(containerd)?));
+    };
+    let mut cpu = cpu + process::cpu(daemon.pid())?;
+    let mut memory = process::peak_memory(daemon.pid())?;
+    for helper in process::descendants(daemon.pid())? {
+        // One that has just ended counts among what its parent waited for.
+        cpu += process::cpu(helper).unwrap_or_default();
+        memory += process::peak_memory(helper).unwrap_or_default();
     }
-    Ok((cpu, process::peak_memory(watched)?))
+    Ok((cpu, memory))
 }
 
 /// How many file systems below `scratch` are served by FUSE.

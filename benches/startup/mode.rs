@@ -23,15 +23,17 @@ pub(crate) enum Mode {
     Soci04,
     /// The stargz snapshotter, on an image converted to eStargz.
     Stargz,
-    /// The nydus snapshotter.
+    /// The nydus snapshotter, on an image converted to its own format (RAFS v6).
     Nydus,
+    /// The same, on metadata that refers to the layers as they were made.
+    NydusZran,
     /// A second start with ours, everything local that the first one read, page cache dropped.
     Warm,
 }
 
 impl Mode {
     /// All of them, as tables order them.
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Overlayfs,
         Self::FullPull,
         Self::Lazy,
@@ -42,6 +44,7 @@ impl Mode {
         Self::Soci04,
         Self::Stargz,
         Self::Nydus,
+        Self::NydusZran,
         Self::Warm,
     ];
 
@@ -58,6 +61,7 @@ impl Mode {
             Self::Soci04 => "soci-0.4",
             Self::Stargz => "stargz",
             Self::Nydus => "nydus",
+            Self::NydusZran => "nydus-zran",
             Self::Warm => "warm",
         }
     }
@@ -90,6 +94,8 @@ impl Mode {
         match self {
             Self::Soci04 => Form::Soci04,
             Self::Stargz => Form::Estargz,
+            Self::Nydus => Form::Nydus,
+            Self::NydusZran => Form::NydusZran,
             _ => Form::Indexed,
         }
     }

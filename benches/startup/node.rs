@@ -11,7 +11,8 @@ use integration::{Containerd, Scratch, Soci};
 
 use crate::front::Front;
 use crate::mode::Mode;
-use crate::peers::{Peers, ctr_remote, soci};
+use crate::nydus;
+use crate::peers::{self, Peers, ctr_remote, soci};
 
 /// containerd, and the snapshotter behind it if the mode has one.
 #[derive(Debug)]
@@ -54,7 +55,7 @@ impl Node {
     pub(crate) fn pull(&self, reference: &str) -> Result<Command> {
         let snapshotter = ["--snapshotter", self.mode.snapshotter()];
         let mut pull = match self.mode {
-            Mode::Overlayfs => {
+            Mode::Overlayfs | Mode::Nydus | Mode::NydusZran => {
                 let mut ctr = self.containerd.ctr().command();
                 ctr.args(["images", "pull"]).args(snapshotter);
                 ctr
@@ -101,6 +102,9 @@ fn daemon(
     daemon.arg("--address").arg(containerd.snapshotter_socket());
     daemon.arg("--config").arg(&config);
     daemon.arg("--root").arg(dir.join("root"));
+    if matches!(mode, Mode::Nydus | Mode::NydusZran) {
+        nydus::configure(&mut daemon, &dir, &peers::nydusd()?)?;
+    }
     let mut service = Service::start("snapshotter", &mut daemon, &dir.join("daemon.log"))?;
     let socket = containerd.snapshotter_socket();
     service
@@ -111,8 +115,10 @@ fn daemon(
 
 /// Those of other projects run with their defaults.
 fn configuration(containerd: &Containerd, mode: Mode) -> String {
-    if matches!(mode, Mode::Soci04 | Mode::Stargz) {
-        return String::new();
+    match mode {
+        Mode::Soci04 | Mode::Stargz => return String::new(),
+        Mode::Nydus | Mode::NydusZran => return nydus::SNAPSHOTTER_CONFIGURATION.to_owned(),
+        _ => (),
     }
     let socket = containerd.socket();
     format!(

@@ -36,7 +36,7 @@ pub(crate) struct Options {
     #[arg(long = "link", value_name = "LINK", value_parser = link, value_delimiter = ',')]
     pub(crate) links: Vec<LinkShape>,
     /// Only these modes: overlayfs, full-pull, lazy, lazy+prefetch, on-demand, ztocs, original, soci-0.4,
-    /// stargz, nydus
+    /// stargz, nydus, nydus-zran
     #[arg(long = "mode", value_name = "MODE", value_parser = mode, value_delimiter = ',')]
     pub(crate) modes: Vec<Mode>,
     /// A directory with the original's soci-snapshotter-grpc

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use integration::command::{command, run};
-use integration::{Containerd, binaries};
+use integration::{Containerd, binaries, containerd};
 
 use crate::mode::Mode;
 
@@ -29,10 +29,7 @@ impl Peers {
             Mode::Original => self.missing_original(),
             Mode::Soci04 => missing_soci(),
             Mode::Stargz => missing_of(&STARGZ),
-            Mode::Nydus => {
-                let absent = || Some("there is no adapter for it yet".to_owned());
-                missing_of(&NYDUS).or_else(absent)
-            }
+            Mode::Nydus | Mode::NydusZran => missing_nydus(),
             _ => None,
         }
     }
@@ -54,6 +51,7 @@ impl Peers {
                 installed("soci-snapshotter-grpc").context("soci-snapshotter-grpc")?
             }
             (Mode::Stargz, _) => installed(STARGZ[0]).context(STARGZ[0])?,
+            (Mode::Nydus | Mode::NydusZran, _) => installed(NYDUS[0]).context(NYDUS[0])?,
             _ => binaries::binary("soci-snapshotter-grpc")?,
         };
         Ok(command(program))
@@ -68,6 +66,16 @@ pub(crate) fn soci(containerd: &Containerd) -> Result<Command> {
 /// The stargz snapshotter's client.
 pub(crate) fn ctr_remote(containerd: &Containerd) -> Result<Command> {
     client(&installed(STARGZ[1]).context("no ctr-remote")?, containerd)
+}
+
+/// nydus's daemon, which its snapshotter starts for each image.
+pub(crate) fn nydusd() -> Result<PathBuf> {
+    installed(NYDUS[1]).context("no nydusd")
+}
+
+/// nydus's builder of images.
+pub(crate) fn nydus_image() -> Result<PathBuf> {
+    installed(NYDUS[2]).context("no nydus-image")
 }
 
 fn client(program: &Path, containerd: &Containerd) -> Result<Command> {
@@ -92,6 +100,15 @@ fn missing_soci() -> Option<String> {
     missing_of(&["soci-snapshotter-grpc", "soci"]).or_else(|| {
         let said = run(command(installed("soci")?).arg("--version")).unwrap_or_default();
         (!said.contains(" 0.4.")).then(|| format!("what is installed says {:?}", said.trim()))
+    })
+}
+
+/// It is pulled for by containerd's own client, which has to tell it what is pulled.
+fn missing_nydus() -> Option<String> {
+    missing_of(&NYDUS).or_else(|| {
+        let (major, minor) = containerd::version().ok()?;
+        let silent = (major, minor) < containerd::TELLS;
+        silent.then(|| format!("containerd {major}.{minor} does not tell it what is pulled"))
     })
 }
 

@@ -111,6 +111,7 @@ fn color(mode: Mode) -> RGBColor {
         Mode::Soci04 => RGBColor(0xbf, 0x39, 0x89),
         Mode::Stargz => RGBColor(0xe1, 0xa7, 0x2b),
         Mode::Nydus => RGBColor(0x2d, 0xa4, 0x4e),
+        Mode::NydusZran => RGBColor(0x8d, 0xd3, 0xa0),
         Mode::Warm => RGBColor(0x1a, 0x7f, 0x37),
     }
 }

@@ -1,17 +1,43 @@
 //! What processes and directories took.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use procfs::process::Process;
+use procfs::process::{Process, all_processes};
 use walkdir::WalkDir;
 
 /// CPU time of a process and of its children that were waited for.
 pub(crate) fn cpu(pid: u32) -> Result<Duration> {
     let stat = process(pid)?.stat()?;
     seconds(stat.utime + stat.stime + u64::try_from(stat.cutime + stat.cstime).unwrap_or(0))
+}
+
+/// What a process started and what that started, as far as they still run: a snapshotter may leave the work to others.
+pub(crate) fn descendants(pid: u32) -> Result<BTreeSet<u32>> {
+    let parents: Vec<_> = all_processes()?
+        .flatten()
+        .filter_map(|process| process.stat().ok())
+        .filter_map(|stat| {
+            Some((
+                u32::try_from(stat.pid).ok()?,
+                u32::try_from(stat.ppid).ok()?,
+            ))
+        })
+        .collect();
+    let mut family = BTreeSet::from([pid]);
+    loop {
+        let known = family.len();
+        let children = parents.iter().filter(|(_, parent)| family.contains(parent));
+        let children: Vec<_> = children.map(|(child, _)| *child).collect();
+        family.extend(children);
+        if family.len() == known {
+            family.remove(&pid);
+            return Ok(family);
+        }
+    }
 }
 
 /// CPU time of this process's children that were waited for: of commands that it ran.
@@ -46,4 +72,35 @@ pub(crate) fn disk(dir: &Path) -> u64 {
         .filter_map(|entry| entry.metadata().ok())
         .map(|metadata| metadata.blocks());
     blocks.sum::<u64>() * 512
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::io::Read as _;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn what_a_process_started_is_found_through_what_started_it() {
+        let mut shell = Command::new("sh");
+        // Each shell waits for another: parent, child, grandchild.
+        shell.args(["-c", "sh -c 'sh -c \"echo; read x\"; true'; true"]);
+        shell.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut parent = shell.spawn().unwrap();
+        // Once it says something, the grandchild is there.
+        let mut said = [0];
+        parent
+            .stdout
+            .as_mut()
+            .unwrap()
+            .read_exact(&mut said)
+            .unwrap();
+        let found = descendants(parent.id()).unwrap();
+        drop(parent.stdin.take());
+        parent.wait().unwrap();
+        assert!(!found.contains(&parent.id()));
+        assert_eq!(found.len(), 2, "{found:?}");
+    }
 }

@@ -120,7 +120,7 @@ pub(crate) struct Sample {
     pub(crate) requests: u64,
     /// Seconds of CPU of containerd and the snapshotter up to the end, and of pull.
     pub(crate) cpu_s: f64,
-    /// Largest memory of the snapshotter, or of containerd if there is none.
+    /// Largest memory of the snapshotter and of what it started, or of containerd if there is none.
     pub(crate) peak_memory_bytes: u64,
     /// What containerd and the snapshotter had on disk at the end.
     pub(crate) disk_bytes: u64,

@@ -21,7 +21,13 @@ fn the_harness_measures_modes_writes_its_results_and_compares_them() {
         .args(["--rounds", "1", "--workload", "python", "--link", "1g/20ms"])
         .arg("--registry")
         .arg(scratch.path().join("registry"));
-    for mode in ["overlayfs", "lazy+prefetch", "on-demand", "nydus"] {
+    for mode in [
+        "overlayfs",
+        "lazy+prefetch",
+        "on-demand",
+        "nydus",
+        "nydus-zran",
+    ] {
         measure.args(["--mode", mode]);
     }
     let printed = run(&mut measure).unwrap();
@@ -48,7 +54,10 @@ fn the_harness_measures_modes_writes_its_results_and_compares_them() {
     assert_eq!(mounts("overlayfs"), 0);
     assert!(mounts("lazy+prefetch") > 0 && mounts("on-demand") > 0);
     assert!(!printed.contains("not lazy"), "{printed}");
-    assert!(printed.contains("- nydus is missing: "), "{printed}");
+    for absent in ["nydus", "nydus-zran"] {
+        let line = format!("- {absent} is missing: ");
+        assert!(printed.contains(&line), "{printed}");
+    }
     for mode in ["overlayfs", "full-pull", "lazy+prefetch", "on-demand"] {
         let row = format!("| python | 1 Gbit/s, 20 ms | {mode} | 1 | ");
         assert_eq!(

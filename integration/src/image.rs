@@ -167,8 +167,7 @@ impl Layout {
             manifests.push(entry);
         }
         let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests});
-        let root = self.add_json(INDEX, &index)?;
-        self.write_index(&[root])?;
+        self.set_root(INDEX, &index)?;
         Ok(images)
     }
 
@@ -178,7 +177,16 @@ impl Layout {
         Ok(index["manifests"].as_array().cloned().unwrap_or_default())
     }
 
-    fn add_json(&self, media_type: &str, value: &Value) -> Result<Value> {
+    /// Makes the JSON document `value` (a manifest or an index) the layout's only root; its digest.
+    pub fn set_root(&self, media_type: &str, value: &Value) -> Result<String> {
+        let root = self.add_json(media_type, value)?;
+        let digest = root["digest"].as_str().unwrap_or_default().to_owned();
+        self.write_index(&[root])?;
+        Ok(digest)
+    }
+
+    /// Stores the JSON document `value`; a descriptor of it.
+    pub fn add_json(&self, media_type: &str, value: &Value) -> Result<Value> {
         let bytes = serde_json::to_vec(value)?;
         let digest = self.add_blob(&bytes)?;
         Ok(json!({"mediaType": media_type, "digest": digest, "size": bytes.len()}))
