@@ -199,7 +199,7 @@ fn in_blocks<'a>(document: &'a Path, text: &str) -> impl Iterator<Item = Shown> 
 }
 
 /// All commands that `document` shows within sentences.
-fn in_sentences<'a>(document: &'a Path, text: &str) -> Vec<Shown> {
+fn in_sentences(document: &Path, text: &str) -> Vec<Shown> {
     // What lies between fences and between single quotes; a fence is three of these.
     let prose = text.split("```").step_by(2);
     let of_prose = |prose: &str| {
