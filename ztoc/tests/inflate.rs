@@ -81,7 +81,15 @@ fn same_as_zlib(window: &[u8], input: &[u8], start: u64, limit: usize) {
             assert!(actual == expected, "the bytes differ");
         }
         Err(error) => {
-            assert_eq!(end, End::Refused, "we refuse what zlib takes: {error}");
+            assert!(end != End::Whole, "we refuse what zlib takes: {error}");
+            if end == End::CutOff {
+                // We may say so earlier, but only of what zlib refuses whatever comes next.
+                for more in [[0; 64], [0xff; 64]] {
+                    let longer = [input, &more[..]].concat();
+                    let (_, end) = oracle::inflate(window, &longer, start, limit + 1);
+                    assert_eq!(end, End::Refused, "zlib goes on: {error}");
+                }
+            }
             // All that comes before the error comes out.
             let (actual, stop) = inflate(window, input, start, expected.len());
             assert_eq!(stop, Ok(Stop::OutputFull));
@@ -263,6 +271,15 @@ proptest! {
         let limit = if start { limit.index(data.len() + 1) } else { data.len() * 2 + 1000 };
         same_as_zlib(&window, &stream, 0, limit);
     }
+}
+
+/// zlib reads on, takes each bit for a code of length zero, and then refuses that the block has no end.
+#[test]
+fn a_header_without_any_code_for_its_code_lengths_is_refused_at_once() {
+    let header = dynamic([29, 29, 0], &[0; 4], &[]);
+    let (_, stop) = inflate(&[], &header, 0, 10);
+    assert!(stop.is_err(), "{stop:?}");
+    same_as_zlib(&[], &header, 0, 10);
 }
 
 /// A final fixed block of the given (value, bits) codes.
