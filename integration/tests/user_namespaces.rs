@@ -304,6 +304,7 @@ fn views_go_with(host: &Host, containers: &[(&str, usize)]) {
         ctr.call(&["tasks", "delete", "--force", container])
             .unwrap();
         ctr.call(&["containers", "delete", container]).unwrap();
+        ctr.collect().unwrap();
         until(
             "its view is gone, unless another needs it",
             PATIENCE,
