@@ -423,7 +423,8 @@ impl<'t> Draft<'t> {
             body: DraftBody::File(entry),
             own: None,
         };
-        if !entry.pax.is_empty() {
+        // Most PAX records are of times and long names.
+        if entry.xattrs().next().is_some() {
             draft.own().add_xattrs(entry);
         }
         draft
