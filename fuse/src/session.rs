@@ -103,8 +103,7 @@ pub fn mount(view: View, mountpoint: &Path, options: &MountOptions) -> io::Resul
 
 /// Whether this kernel gives requests that a dead process has taken to the next one (`FUSE_NOTIFY_RESEND`).
 pub fn kernel_resends() -> bool {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease");
-    release.is_ok_and(|release| resends(&release))
+    this_kernel(resends)
 }
 
 /// Since Linux 6.9.
@@ -114,8 +113,13 @@ fn resends(release: &str) -> bool {
 
 /// Whether this kernel maps the ids of a view that is mounted once more (`FUSE_ALLOW_IDMAP`).
 pub fn kernel_maps_ids() -> bool {
+    this_kernel(maps_ids)
+}
+
+/// Whether the release of the running kernel is one of those that `has` says; not if it cannot be read.
+fn this_kernel(has: fn(&str) -> bool) -> bool {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease");
-    release.is_ok_and(|release| maps_ids(&release))
+    release.is_ok_and(|release| has(&release))
 }
 
 /// Since Linux 6.12. One before that has been taught to is taken for one that has not: views can always map by themselves.
