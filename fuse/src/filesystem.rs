@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -68,6 +69,8 @@ pub(crate) struct ViewFilesystem {
     large: Option<LargeFiles>,
     /// Known once the kernel has said its part.
     agreed: Arc<OnceLock<Agreed>>,
+    /// Reads that fail are left to the next process.
+    withholding: Arc<AtomicBool>,
 }
 
 /// What a mount and the kernel have agreed on.
@@ -94,7 +97,13 @@ impl ViewFilesystem {
             zero_message_opendir: false,
             large,
             agreed: Arc::new(OnceLock::new()),
+            withholding: Arc::default(),
         }
+    }
+
+    /// Once true, reads that fail are not answered.
+    pub(crate) fn withholding(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.withholding)
     }
 
     /// Where will be what is agreed on with the kernel.
@@ -277,7 +286,7 @@ impl Filesystem for ViewFilesystem {
                 return self.counters.answered_read();
             }
         };
-        let counters = Arc::clone(&self.counters);
+        let (counters, withholding) = (Arc::clone(&self.counters), Arc::clone(&self.withholding));
         let reading = self.accesses.came(ino.0, offset, size);
         let reader = Reader::new(request.pid());
         let trace = ReadTrace::begin(&self.view, ino, offset, size);
@@ -289,6 +298,11 @@ impl Filesystem for ViewFilesystem {
                     counters.gave(bytes.len());
                     reply.data(bytes);
                     trace.ended(reading.ended(false), false);
+                }
+                Err(error) if error.is_failure() && withholding.load(Ordering::Acquire) => {
+                    // Dropped, it would answer EIO.
+                    std::mem::forget(reply);
+                    return;
                 }
                 Err(error) => {
                     if error.is_failure() {

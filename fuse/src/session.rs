@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -65,6 +66,7 @@ pub struct Session {
     detach_on_drop: bool,
     offer: KernelOffer,
     passthrough: Option<Passthrough>,
+    withholding: Arc<AtomicBool>,
 }
 
 impl MountOptions {
@@ -197,7 +199,7 @@ fn serve(
     // A cloned descriptor that dies with the process fails its readers (ECONNABORTED); one
     // descriptor can be held through a crash by somebody else.
     config.clone_fd = false;
-    let made = filesystem.agreed();
+    let (made, withholding) = (filesystem.agreed(), filesystem.withholding());
     let session = match offer {
         None => fuser::Session::from_fd(filesystem, device, acl, config)?,
         Some(offer) => replay::session(filesystem, device.as_fd(), offer, config)?,
@@ -222,6 +224,7 @@ fn serve(
         detach_on_drop: true,
         offer: agreed.offer,
         passthrough: options.passthrough.clone().filter(|_| agreed.passthrough),
+        withholding,
     })
 }
 
@@ -316,6 +319,12 @@ impl Session {
     /// by whoever was given the [`descriptor`](Self::descriptor).
     pub fn leave_mounted(mut self) {
         self.detach_on_drop = false;
+    }
+
+    /// From now on a read that fails stays unanswered: the kernel asks whoever [adopts](adopt) the mount again, if it
+    /// [can](kernel_resends). For a process about to end, which fails reads by ending what they wait for.
+    pub fn withhold_failures(&self) {
+        self.withholding.store(true, Ordering::Release);
     }
 
     /// Whether the mount at the mountpoint is still this one. The file system itself is not asked:

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use integration::busybox::noise;
@@ -11,8 +12,10 @@ use integration::command::{run, until};
 use integration::containerd::Containerd;
 use integration::ctr::{Mounted, Run};
 use integration::distribution::DockerRegistry;
-use integration::host::{Host, ON_DEMAND, Published};
+use integration::host::{Host, Indexing, ON_DEMAND, Published, small_layers};
 use integration::manager::Manager;
+use integration::push::put;
+use integration::registry::{Fault, Match, ScriptedRegistry};
 use integration::scratch::{Scratch, is_running, mounts_below};
 use integration::snapshotter::Snapshotter;
 use integration::soak::{self, Plan};
@@ -172,6 +175,54 @@ fn snapshots_find_their_views_after_a_restart_and_views_go_with_the_last_snapsho
     })
     .unwrap();
     ground.finish();
+}
+
+#[test]
+fn reads_that_wait_for_the_registry_wait_on_through_planned_restarts() {
+    const ROUNDS: usize = 8;
+    const FILES: usize = 6;
+    let mut host = Host::start(ON_DEMAND).unwrap();
+    let (_runtime, registry) = ScriptedRegistry::start_apart().unwrap();
+    let names = (0..FILES).map(|number| format!("file-{number}"));
+    let names: Vec<_> = names.collect();
+    let contents: Vec<_> = (0..FILES).map(file).collect();
+    let files = names.iter().zip(&contents);
+    let files: Vec<_> = files.map(|(name, content)| (&**name, &**content)).collect();
+    let layout = host.layout("waits").unwrap();
+    let layers = small_layers(&layout, &files).unwrap();
+    let image = layout.add_image(&layers, &["sh"], "latest").unwrap();
+    let indexed = host.index(&layout, "waits-indexed", Indexing::default());
+    let reference = put(&indexed.unwrap(), &registry, "waits").unwrap();
+    host.soci().unwrap().rpull(&reference).unwrap();
+    let mounts = host.ctr().prepare("soci", "waits", &image.chain_id());
+    let mounted = mounts.unwrap().mount(&host.scratch, "waits").unwrap();
+    // The kernel learns that nobody wants to know of a closed file. Else a program started by this process, which has the
+    // readers' files until its exec(2) closes them, would wait for the daemon that it is to be.
+    let first = fs::read(mounted.path().join(&names[0])).unwrap();
+    assert!(first == contents[0]);
+    registry.script(Match::path("/blobs/"), Fault::Stall);
+    let asked = registry.requests().len();
+    let readers: Vec<_> = names
+        .iter()
+        .map(|name| (name.clone(), mounted.path().join(name)))
+        .map(|(name, path)| (name, thread::spawn(move || fs::read(path))))
+        .collect();
+    for round in 0..ROUNDS {
+        // Each daemon takes the reads and asks for them before it is to end.
+        until("the registry is asked", SOON, || {
+            Ok((registry.requests().len() > asked + round).then_some(()))
+        })
+        .unwrap();
+        host = host.restart_snapshotter(Signal::SIGTERM).unwrap();
+    }
+    registry.clear_script();
+    host = host.restart_snapshotter(Signal::SIGTERM).unwrap();
+    for ((name, reader), content) in readers.into_iter().zip(&contents) {
+        let read = reader.join().unwrap();
+        assert!(read.unwrap_or_else(|error| panic!("{name}: {error}")) == *content);
+    }
+    drop(mounted);
+    host.finish().unwrap();
 }
 
 #[test]

@@ -150,8 +150,8 @@ pub trait Images: Send + Sync + 'static {
     /// All snapshots hold the views they need: those that an earlier process left and nobody holds go.
     fn settle(&self) {}
 
-    /// What is mounted is left to the next process. Waits, not for long, until those are answered whom the
-    /// kernel would not have answered by the next.
+    /// What is mounted is left to the next process, with the reads that wait. Where the kernel would not have them
+    /// answered by that, waits for their answers, not for long.
     async fn hand_over(&self) {}
 
     /// Waits until all views that nobody holds are unmounted.

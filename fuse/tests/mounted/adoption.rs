@@ -5,7 +5,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -33,18 +33,21 @@ fn tar() -> Vec<u8> {
     archive(&members)
 }
 
-/// Keeps what is read of the last file, and says that it was asked for.
+/// Keeps what is read of the last file, or lets it fail, and says that it was asked for.
 struct Hoarder {
     tar: Vec<u8>,
     away: u64,
-    kept: Mutex<Vec<ReadReply>>,
+    kept: Option<Mutex<Vec<ReadReply>>>,
     parent: UnixDatagram,
 }
 
 impl LayerContent for Hoarder {
     fn read(&self, range: Range<UncompressedOffset>, reply: ReadReply) {
         if range.start.0 >= self.away {
-            self.kept.lock().unwrap().push(reply);
+            match &self.kept {
+                Some(kept) => kept.lock().unwrap().push(reply),
+                None => drop(reply),
+            }
             self.parent.send(b"asked").unwrap();
         } else {
             reply.data(&self.tar[range.start.0 as usize..range.end.0 as usize]);
@@ -56,13 +59,28 @@ impl LayerContent for Hoarder {
 #[ignore = "the process that the tests below start and kill"]
 fn server() {
     let (mountpoint, parent) = orders();
+    let session = hoarding(&mountpoint, &parent, true);
+    serve(&session, &parent);
+}
+
+#[test]
+#[ignore = "a process that is about to end"]
+fn leaving_server() {
+    let (mountpoint, parent) = orders();
+    let session = hoarding(&mountpoint, &parent, false);
+    session.withhold_failures();
+    serve(&session, &parent);
+}
+
+/// Reads of the last file wait, or fail at once.
+fn hoarding(mountpoint: &Path, parent: &UnixDatagram, keeps: bool) -> Session {
     let tar = tar();
     let toc = toc(&tar);
     let away = toc.entries().last().unwrap().offset.0;
     let content = Hoarder {
         tar,
         away,
-        kept: Mutex::default(),
+        kept: keeps.then(Mutex::default),
         parent: parent.try_clone().unwrap(),
     };
     let layer = Layer {
@@ -71,8 +89,7 @@ fn server() {
     };
     let options = MountOptions::new("/");
     let view = View::new(vec![layer], false);
-    let session = fuse::mount(view, &mountpoint, &options).unwrap();
-    serve(&session, &parent);
+    fuse::mount(view, mountpoint, &options).unwrap()
 }
 
 /// The server process, and what it gave away.
@@ -183,7 +200,15 @@ fn receive(socket: &UnixDatagram) -> (OwnedFd, KernelOffer) {
 
 #[test]
 fn a_reader_that_waits_for_a_killed_process_is_answered_by_the_next() {
-    let mut served = Served::start();
+    waits_and_is_answered(Served::start());
+}
+
+#[test]
+fn a_reader_whose_read_fails_as_the_process_ends_is_answered_by_the_next() {
+    waits_and_is_answered(Served::by("adoption::leaving_server"));
+}
+
+fn waits_and_is_answered(mut served: Served) {
     let path = served.path();
     let opened = File::open(path.join("here")).unwrap();
     let reader = thread::spawn({
