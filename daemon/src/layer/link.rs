@@ -2,7 +2,11 @@
 //!
 //! Background work keeps the line full and no fuller: what is in flight beyond bandwidth times delay only
 //! queues somewhere, in front of the next demand read. Both are measured from the requests themselves, as
-//! congestion control does it: the highest delivery rate and the shortest request of the last while.
+//! congestion control does it: the highest delivery rate and the shortest request of the last while. A rate
+//! that was measured with little in flight is too low; so at the start background work may have more in
+//! flight than that, also beside readers, for as long as this makes the rate grow.
+
+mod search;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,6 +14,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use self::search::Search;
 use super::schedule::Lane;
 
 /// How long a measured rate counts.
@@ -58,6 +63,7 @@ struct State {
     rate: Epochs,
     /// Nanoseconds per request, the fewest; kept negated, so that both are maxima.
     delay: Epochs,
+    search: Search,
 }
 
 /// The largest value of this epoch and the one before.
@@ -77,6 +83,8 @@ pub(crate) struct Passage {
     started: Instant,
     /// What had arrived when it started.
     delivered: u64,
+    /// The line had as much to carry then as it was known to take.
+    full: bool,
 }
 
 /// Bytes of background work that wait for a CPU; counted until it is dropped.
@@ -106,6 +114,7 @@ impl Link {
             lane,
             started: Instant::now(),
             delivered: state.delivered,
+            full: state.is_full(),
         }
     }
 
@@ -139,6 +148,12 @@ impl State {
         u64::try_from(bytes).ok()
     }
 
+    /// Whether as much is in flight as the line takes without queueing.
+    fn is_full(&self) -> bool {
+        let capacity = self.capacity();
+        capacity.is_some_and(|capacity| self.urgent + self.filling >= capacity)
+    }
+
     fn expected(&self, bytes: u64) -> Option<Duration> {
         let rate = u128::try_from(self.rate.best()?).ok()?.max(1);
         let nanos = u128::try_from(-self.delay.best()?).ok()?;
@@ -166,8 +181,10 @@ impl State {
         }
         let capacity = self.capacity().unwrap_or(0);
         let quiet = self.urgent == 0;
-        // Twice as much lets the rate be found out while it grows, and hides the gaps between requests.
-        let limit = if quiet {
+        // Twice as much hides the gaps between requests; so much lets the rate be found out while it grows.
+        let limit = if self.search.goes_on() {
+            capacity.saturating_mul(3)
+        } else if quiet {
             capacity.saturating_mul(2)
         } else {
             capacity
@@ -188,6 +205,9 @@ impl State {
         let rate = since * 1_000_000_000 / nanos.unsigned_abs() as u128;
         let rate = i64::try_from(rate).unwrap_or(i64::MAX);
         self.rate.note(rate, now, RATE_EPOCH);
+        let best = self.rate.best().unwrap_or(rate);
+        self.search
+            .note(best, passage.delivered, self.delivered, passage.full, now);
         self.delay.note(-nanos, now, DELAY_EPOCH);
     }
 }
@@ -291,6 +311,44 @@ mod tests {
                 (fewest..most).contains(&capacity),
                 "{delay} ms: {capacity} bytes in flight"
             );
+        }
+    }
+
+    /// A line of so many bytes a second and so much delay, on which somebody always waits for a MiB. Which part of
+    /// `time` of the line is used.
+    fn beside_a_reader(rate: u64, delay: Duration, time: Duration) -> f64 {
+        let link = Arc::new(Link::default());
+        let start = Instant::now();
+        let (mut now, mut line_free) = (start, start);
+        let mut flying: Vec<(Passage, Instant)> = Vec::new();
+        let mut arrived = 0;
+        while now < start + time {
+            let reads = flying.iter().any(|(it, _)| it.lane == Lane::Demand);
+            let read = (!reads).then_some((MIB, Lane::Demand));
+            let fills = std::iter::from_fn(|| link.room()).map(|bytes| (bytes, Lane::Fill));
+            for (bytes, lane) in read.into_iter().chain(fills) {
+                let mut passage = link.depart(bytes, lane);
+                passage.started = now;
+                let sent = Duration::from_secs_f64(bytes as f64 / rate as f64);
+                line_free = line_free.max(now + delay) + sent;
+                flying.push((passage, line_free));
+            }
+            let (passage, at) = flying.remove(0);
+            now = at;
+            arrived += passage.bytes;
+            let bytes = passage.bytes;
+            passage.arrive_at(bytes, now);
+        }
+        arrived as f64 / (rate as f64 * time.as_secs_f64())
+    }
+
+    #[test]
+    fn a_reader_who_always_waits_does_not_keep_the_line_from_being_found_out() {
+        for (rate, delay) in [(125_000_000, 20), (125_000_000, 80), (25_000_000, 80)] {
+            let delay = Duration::from_millis(delay);
+            let used = beside_a_reader(rate, delay, Duration::from_secs(4));
+            // A MiB per delay would be 0.29, 0.1 and 0.34.
+            assert!(used > 0.6, "{rate} bytes/s, {delay:?}: {used}");
         }
     }
 
