@@ -1,7 +1,8 @@
 //! The decode pool: threads that hash, inflate and write spans, most urgent first.
 //!
 //! The fill has threads of its own, which run while nobody else wants a CPU, and rest when they had to wait
-//! for one all the same: CPUs are shared out by control group first, and a container's is another than ours. What
+//! for one all the same: CPUs are shared out by control group first, and a container's is another than ours. They
+//! do not rest while readers wait for the line: then it is what the fill brings that spares them the next wait. What
 //! such a thread has begun, or has not, may be waited for suddenly: see [`DecodePool::hurry`].
 
 use std::any::Any;
@@ -17,6 +18,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use ztoc::SpanBuffer;
 
 use super::idle::{self, Thread};
+use super::link::Link;
 use super::schedule::{Lane, Ticket};
 
 /// Largest buffer kept by a thread between two jobs, in bytes.
@@ -25,6 +27,8 @@ const KEPT: usize = 16 << 20;
 const REST: u32 = 4;
 /// Longest rest after a job.
 const LONGEST_REST: Duration = Duration::from_millis(50);
+/// How soon a rest ends when there is no more reason for it.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// What a thread of the pool lends to its jobs.
 #[derive(Debug, Default)]
@@ -54,6 +58,7 @@ struct Queue {
     leisure: Condvar,
     /// The pool's end, for those that rest.
     end: Condvar,
+    link: Arc<Link>,
     /// Whether the fill's threads may be kept from running as long as others want to.
     yielding: bool,
 }
@@ -106,10 +111,12 @@ impl Scratch {
 }
 
 impl DecodePool {
-    /// A pool of `threads` threads, and as many for the fill. They end when the pool is dropped.
-    pub(crate) fn start(threads: usize) -> std::io::Result<Self> {
+    /// A pool of `threads` threads, and as many for the fill, for what comes over `link`. They end when the pool is
+    /// dropped.
+    pub(crate) fn start(threads: usize, link: Arc<Link>) -> std::io::Result<Self> {
         let pool = Self {
             queue: Arc::new(Queue {
+                link,
                 yielding: idle::is_reversible(),
                 ..Queue::default()
             }),
@@ -203,7 +210,17 @@ impl Queue {
                 self.give_way(thread);
             }
             let until = Instant::now() + kept_waiting.saturating_mul(REST).min(LONGEST_REST);
-            while !jobs.closed && !self.end.wait_until(&mut jobs, until).timed_out() {}
+            self.rest(&mut jobs, until);
+        }
+    }
+
+    fn rest(&self, jobs: &mut MutexGuard<'_, Jobs>, until: Instant) {
+        while !jobs.closed
+            && Instant::now() < until
+            && !MutexGuard::unlocked(jobs, || self.link.holds_up_readers())
+        {
+            let look = until.min(Instant::now() + LOOK);
+            self.end.wait_until(jobs, look);
         }
     }
 
@@ -302,7 +319,7 @@ mod tests {
 
     #[test]
     fn the_most_urgent_job_runs_first_and_a_panic_ends_no_thread() {
-        let pool = DecodePool::start(1).unwrap();
+        let pool = DecodePool::start(1, Arc::default()).unwrap();
         let (go, gate) = channel::<()>();
         let (done, order) = channel();
         pool.submit(&ticket(Lane::Demand), move |_| gate.recv().unwrap());
@@ -317,8 +334,29 @@ mod tests {
     }
 
     #[test]
+    fn a_rest_of_the_fill_ends_when_somebody_waits_for_the_line() {
+        let link = Arc::<Link>::default();
+        let pool = DecodePool::start(1, Arc::clone(&link)).unwrap();
+        let (done, ended) = channel();
+        let queue = Arc::clone(&pool.queue);
+        let resting = std::thread::spawn(move || {
+            let until = Instant::now() + Duration::from_secs(120);
+            queue.rest(&mut queue.jobs.lock(), until);
+            done.send(()).unwrap();
+        });
+        // The line takes longer than decoding does.
+        let known = link.depart(1 << 20, Lane::Readahead);
+        std::thread::sleep(Duration::from_millis(60));
+        assert!(known.arrive(1 << 20).is_none());
+        assert!(ended.try_recv().is_err(), "nobody waits yet");
+        let _read = link.depart(10, Lane::Demand);
+        ended.recv_timeout(Duration::from_secs(60)).unwrap();
+        resting.join().unwrap();
+    }
+
+    #[test]
     fn the_fill_holds_up_nobody_and_nobody_holds_up_the_fill() {
-        let pool = DecodePool::start(1).unwrap();
+        let pool = DecodePool::start(1, Arc::default()).unwrap();
         let (done, came) = channel();
         for busy in [Lane::Fill, Lane::Demand] {
             let (go, gate) = channel::<()>();
@@ -337,7 +375,7 @@ mod tests {
 
     #[test]
     fn what_waits_for_the_fill_and_is_wanted_suddenly_goes_to_who_is_free() {
-        let pool = DecodePool::start(1).unwrap();
+        let pool = DecodePool::start(1, Arc::default()).unwrap();
         let (go, gate) = channel::<()>();
         pool.submit(&ticket(Lane::Fill), move |_| gate.recv().unwrap());
         let (done, came) = channel();
@@ -356,7 +394,7 @@ mod tests {
 
     #[test]
     fn who_works_on_what_is_wanted_suddenly_competes_until_it_is_done() {
-        let pool = DecodePool::start(1).unwrap();
+        let pool = DecodePool::start(1, Arc::default()).unwrap();
         if !pool.queue.yielding {
             return;
         }

@@ -91,13 +91,14 @@ impl Engine {
             threads => threads,
         };
         let filler = options.fill.clone().map(|fill| Arc::new(Filler::new(fill)));
+        let link = Arc::<Link>::default();
         let engine = Self {
-            decoders: DecodePool::start(threads)?,
+            decoders: DecodePool::start(threads, Arc::clone(&link))?,
             cold: ColdReads::new(),
             budget: Budget::new(options.in_flight),
             unwritten: Mutex::default(),
             write_failures: Throttle::default(),
-            link: Arc::default(),
+            link,
             ledger: Ledger::open(root, options.cache_limit),
             filler,
             options,

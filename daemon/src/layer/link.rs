@@ -129,6 +129,12 @@ impl Link {
         let _ = tokio::time::timeout(COURTESY, self.arrived.notified()).await;
     }
 
+    /// Whether readers wait, and for the line: the CPU that they leave is free.
+    pub(crate) fn holds_up_readers(&self) -> bool {
+        let state = self.state.lock();
+        state.urgent > 0 && !state.is_quick()
+    }
+
     /// How long an answer of `bytes` may take with all that is in flight before it, if anything is known.
     pub(crate) fn expected(&self, bytes: u64) -> Option<Duration> {
         self.state.lock().expected(bytes)
@@ -378,6 +384,19 @@ mod tests {
             assert_eq!(state.room(now).is_some(), used, "{rate}, {delay} ms");
             assert!(state.room(now + COURTESY).is_some(), "nobody asks any more");
         }
+    }
+
+    #[test]
+    fn readers_are_held_up_by_a_long_line_and_not_by_one_that_brings_more_than_is_decoded() {
+        let (long, _) = fill_up(125_000_000, Duration::from_millis(80), 200);
+        assert!(!long.holds_up_readers(), "nobody waits");
+        let read = long.depart(10, Lane::Demand);
+        assert!(long.holds_up_readers());
+        drop(read);
+        assert!(!long.holds_up_readers());
+        let (quick, _) = fill_up(1_000_000_000, Duration::ZERO, 200);
+        let _read = quick.depart(10, Lane::Demand);
+        assert!(!quick.holds_up_readers());
     }
 
     #[test]
