@@ -248,10 +248,9 @@ impl Views {
 
     /// From now on a read that fails stays unanswered, for the next daemon to be asked again.
     pub fn withhold_failures(&self) {
-        let alive = self.shared.mounted.alive().into_iter();
-        let sessions =
-            alive.filter_map(|(_, view)| view.session.as_ref().map(Session::withhold_failures));
-        sessions.for_each(drop);
+        for (_, view) in self.shared.mounted.alive() {
+            view.session.iter().for_each(Session::withhold_failures);
+        }
     }
 
     /// From now on views stay mounted when their last handle goes: the daemon is about to be started again,
