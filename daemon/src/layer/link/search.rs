@@ -42,7 +42,7 @@ impl Search {
             (self.base, self.rounds, self.round_end) = (rate, 0, arrived);
         } else if full && before >= self.round_end {
             // That a line which is not full gives no more says nothing of it.
-            self.rounds += 1;
+            self.rounds = self.rounds.saturating_add(1);
             self.round_end = arrived;
         }
     }
