@@ -50,6 +50,8 @@ pub(crate) struct Link {
 struct State {
     /// Compressed bytes that readers wait for, or will at once.
     urgent: u64,
+    /// How many of these are known to be wanted soon, and nobody waits for them yet.
+    ahead: u64,
     /// Compressed bytes of background work, and in how many requests.
     filling: u64,
     fills: usize,
@@ -105,6 +107,9 @@ impl Link {
             }
             Lane::Demand | Lane::Readahead => {
                 state.urgent += bytes;
+                if lane == Lane::Readahead {
+                    state.ahead += bytes;
+                }
                 state.asked = Some(Instant::now());
             }
         }
@@ -129,10 +134,11 @@ impl Link {
         let _ = tokio::time::timeout(COURTESY, self.arrived.notified()).await;
     }
 
-    /// Whether readers wait, and for the line: the CPU that they leave is free.
+    /// Whether readers wait, and for the line: the CPU that they leave is free. While more comes that they are known
+    /// to want, it is for that.
     pub(crate) fn holds_up_readers(&self) -> bool {
         let state = self.state.lock();
-        state.urgent > 0 && !state.is_quick()
+        state.urgent > 0 && state.ahead == 0 && !state.is_quick()
     }
 
     /// How long an answer of `bytes` may take with all that is in flight before it, if anything is known.
@@ -187,8 +193,9 @@ impl State {
         }
         let capacity = self.capacity().unwrap_or(0);
         let quiet = self.urgent == 0;
-        // Twice as much hides the gaps between requests; so much lets the rate be found out while it grows.
-        let limit = if self.search.goes_on() {
+        // Twice as much hides the gaps between requests; so much lets the rate be found out while it grows. What is
+        // known to be wanted soon does that by itself, and is not to be held up.
+        let limit = if self.search.goes_on() && self.ahead == 0 {
             capacity.saturating_mul(3)
         } else if quiet {
             capacity.saturating_mul(2)
@@ -261,7 +268,11 @@ impl Drop for Passage {
                 state.filling -= self.bytes;
                 state.fills -= 1;
             }
-            Lane::Demand | Lane::Readahead => state.urgent -= self.bytes,
+            Lane::Demand => state.urgent -= self.bytes,
+            Lane::Readahead => {
+                state.urgent -= self.bytes;
+                state.ahead -= self.bytes;
+            }
         }
         drop(state);
         self.link.arrived.notify_one();
@@ -392,7 +403,9 @@ mod tests {
         assert!(!long.holds_up_readers(), "nobody waits");
         let read = long.depart(10, Lane::Demand);
         assert!(long.holds_up_readers());
-        drop(read);
+        let ahead = long.depart(10, Lane::Readahead);
+        assert!(!long.holds_up_readers(), "the CPU is for what comes");
+        drop((read, ahead));
         assert!(!long.holds_up_readers());
         let (quick, _) = fill_up(1_000_000_000, Duration::ZERO, 200);
         let _read = quick.depart(10, Lane::Demand);
