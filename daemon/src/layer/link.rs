@@ -48,9 +48,9 @@ pub(crate) struct Link {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Compressed bytes that readers wait for, or will at once.
-    urgent: u64,
-    /// How many of these are known to be wanted soon, and nobody waits for them yet.
+    /// Compressed bytes that readers wait for.
+    demand: u64,
+    /// Compressed bytes that are known to be wanted soon, and that nobody waited for when they were asked for.
     ahead: u64,
     /// Compressed bytes of background work, and in how many requests.
     filling: u64,
@@ -101,17 +101,15 @@ impl Link {
     pub(crate) fn depart(self: &Arc<Self>, bytes: u64, lane: Lane) -> Passage {
         let mut state = self.state.lock();
         match lane {
+            Lane::Demand => state.demand += bytes,
+            Lane::Readahead => state.ahead += bytes,
             Lane::Fill => {
                 state.filling += bytes;
                 state.fills += 1;
             }
-            Lane::Demand | Lane::Readahead => {
-                state.urgent += bytes;
-                if lane == Lane::Readahead {
-                    state.ahead += bytes;
-                }
-                state.asked = Some(Instant::now());
-            }
+        }
+        if lane != Lane::Fill {
+            state.asked = Some(Instant::now());
         }
         Passage {
             link: Arc::clone(self),
@@ -138,7 +136,7 @@ impl Link {
     /// to want, it is for that.
     pub(crate) fn holds_up_readers(&self) -> bool {
         let state = self.state.lock();
-        state.urgent > 0 && state.ahead == 0 && !state.is_quick()
+        state.demand > 0 && state.ahead == 0 && !state.is_quick()
     }
 
     /// How long an answer of `bytes` may take with all that is in flight before it, if anything is known.
@@ -160,16 +158,21 @@ impl State {
         u64::try_from(bytes).ok()
     }
 
+    /// All compressed bytes on the line.
+    fn in_flight(&self) -> u64 {
+        self.demand + self.ahead + self.filling
+    }
+
     /// Whether as much is in flight as the line takes without queueing.
     fn is_full(&self) -> bool {
         let capacity = self.capacity();
-        capacity.is_some_and(|capacity| self.urgent + self.filling >= capacity)
+        capacity.is_some_and(|capacity| self.in_flight() >= capacity)
     }
 
     fn expected(&self, bytes: u64) -> Option<Duration> {
         let rate = u128::try_from(self.rate.best()?).ok()?.max(1);
         let nanos = u128::try_from(-self.delay.best()?).ok()?;
-        let queued = u128::from(self.urgent + self.filling + bytes);
+        let queued = u128::from(self.in_flight() + bytes);
         let nanos = nanos + queued * 1_000_000_000 / rate;
         u64::try_from(nanos).ok().map(Duration::from_nanos)
     }
@@ -192,7 +195,7 @@ impl State {
             return None;
         }
         let capacity = self.capacity().unwrap_or(0);
-        let quiet = self.urgent == 0;
+        let quiet = self.demand + self.ahead == 0;
         // Twice as much hides the gaps between requests; so much lets the rate be found out while it grows. What is
         // known to be wanted soon does that by itself, and is not to be held up.
         let limit = if self.search.goes_on() && self.ahead == 0 {
@@ -203,7 +206,7 @@ impl State {
             capacity
         };
         let size = (limit / SHARES).max(SMALLEST);
-        let fits = self.urgent + self.filling + size <= limit;
+        let fits = self.in_flight() + size <= limit;
         (fits || (quiet && self.fills < FEW)).then_some(size)
     }
 
@@ -218,9 +221,8 @@ impl State {
         let rate = since * 1_000_000_000 / nanos.unsigned_abs() as u128;
         let rate = i64::try_from(rate).unwrap_or(i64::MAX);
         self.rate.note(rate, now, RATE_EPOCH);
-        let best = self.rate.best().unwrap_or(rate);
         self.search
-            .note(best, passage.delivered, self.delivered, passage.full, now);
+            .note(rate, passage.delivered, self.delivered, passage.full, now);
         self.delay.note(-nanos, now, DELAY_EPOCH);
     }
 }
@@ -264,14 +266,11 @@ impl Drop for Passage {
     fn drop(&mut self) {
         let mut state = self.link.state.lock();
         match self.lane {
+            Lane::Demand => state.demand -= self.bytes,
+            Lane::Readahead => state.ahead -= self.bytes,
             Lane::Fill => {
                 state.filling -= self.bytes;
                 state.fills -= 1;
-            }
-            Lane::Demand => state.urgent -= self.bytes,
-            Lane::Readahead => {
-                state.urgent -= self.bytes;
-                state.ahead -= self.bytes;
             }
         }
         drop(state);
@@ -292,37 +291,69 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// A line of so many bytes a second and so much delay, on which requests of a MiB are made one
-    /// after another, as many at a time as there is room for.
-    fn fill_up(rate: u64, delay: Duration, rounds: usize) -> (Arc<Link>, usize) {
-        let link = Arc::new(Link::default());
-        let mut now = Instant::now();
-        let mut line_free = now;
-        let mut flying: Vec<(Passage, Instant)> = Vec::new();
-        let mut most = 0;
-        for _ in 0..rounds {
-            while let Some(bytes) = link.room() {
-                let mut passage = link.depart(bytes, Lane::Fill);
-                passage.started = now;
-                let sent = Duration::from_secs_f64(bytes as f64 / rate as f64);
-                line_free = line_free.max(now + delay) + sent;
-                flying.push((passage, line_free));
+    /// A line of so many bytes a second and so much delay, in a time of its own.
+    struct Line {
+        link: Arc<Link>,
+        rate: u64,
+        delay: Duration,
+        now: Instant,
+        free: Instant,
+        flying: Vec<(Passage, Instant)>,
+    }
+
+    impl Line {
+        fn new(rate: u64, delay: Duration) -> Self {
+            let now = Instant::now();
+            Self {
+                link: Arc::default(),
+                rate,
+                delay,
+                now,
+                free: now,
+                flying: Vec::new(),
             }
-            most = most.max(flying.len());
-            let (passage, at) = flying.remove(0);
-            now = at;
-            let bytes = passage.bytes;
-            passage.arrive_at(bytes, now);
         }
-        drop(flying);
-        (link, most)
+
+        fn ask(&mut self, bytes: u64, lane: Lane) {
+            let mut passage = self.link.depart(bytes, lane);
+            passage.started = self.now;
+            let sent = Duration::from_secs_f64(bytes as f64 / self.rate as f64);
+            self.free = self.free.max(self.now + self.delay) + sent;
+            self.flying.push((passage, self.free));
+        }
+
+        /// Background work asks for as much as there is room for.
+        fn fill(&mut self) {
+            while let Some(bytes) = self.link.room() {
+                self.ask(bytes, Lane::Fill);
+            }
+        }
+
+        /// What was asked for first comes. Its bytes.
+        fn receive(&mut self) -> u64 {
+            let (passage, at) = self.flying.remove(0);
+            self.now = at;
+            let bytes = passage.bytes;
+            passage.arrive_at(bytes, at);
+            bytes
+        }
+    }
+
+    /// What is known of a line when background work has had so many answers.
+    fn fill_up(rate: u64, delay: Duration, rounds: usize) -> Arc<Link> {
+        let mut line = Line::new(rate, delay);
+        for _ in 0..rounds {
+            line.fill();
+            line.receive();
+        }
+        line.link
     }
 
     #[test]
     fn a_long_line_is_filled_and_a_short_one_is_not_overfilled() {
         let gigabit = 125_000_000;
         for (delay, fewest, most) in [(1, MIB / 2, 8 * MIB), (80, 10 * MIB, 40 * MIB)] {
-            let (link, _) = fill_up(gigabit, Duration::from_millis(delay), 200);
+            let link = fill_up(gigabit, Duration::from_millis(delay), 200);
             let capacity = link.capacity().unwrap_or_default();
             assert!(
                 (fewest..most).contains(&capacity),
@@ -331,30 +362,16 @@ mod tests {
         }
     }
 
-    /// A line of so many bytes a second and so much delay, on which somebody always waits for a MiB. Which part of
-    /// `time` of the line is used.
+    /// Somebody always waits for a MiB: which part of `time` of the line is used.
     fn beside_a_reader(rate: u64, delay: Duration, time: Duration) -> f64 {
-        let link = Arc::new(Link::default());
-        let start = Instant::now();
-        let (mut now, mut line_free) = (start, start);
-        let mut flying: Vec<(Passage, Instant)> = Vec::new();
-        let mut arrived = 0;
-        while now < start + time {
-            let reads = flying.iter().any(|(it, _)| it.lane == Lane::Demand);
-            let read = (!reads).then_some((MIB, Lane::Demand));
-            let fills = std::iter::from_fn(|| link.room()).map(|bytes| (bytes, Lane::Fill));
-            for (bytes, lane) in read.into_iter().chain(fills) {
-                let mut passage = link.depart(bytes, lane);
-                passage.started = now;
-                let sent = Duration::from_secs_f64(bytes as f64 / rate as f64);
-                line_free = line_free.max(now + delay) + sent;
-                flying.push((passage, line_free));
+        let mut line = Line::new(rate, delay);
+        let (end, mut arrived) = (line.now + time, 0);
+        while line.now < end {
+            if !line.flying.iter().any(|(it, _)| it.lane == Lane::Demand) {
+                line.ask(MIB, Lane::Demand);
             }
-            let (passage, at) = flying.remove(0);
-            now = at;
-            arrived += passage.bytes;
-            let bytes = passage.bytes;
-            passage.arrive_at(bytes, now);
+            line.fill();
+            arrived += line.receive();
         }
         arrived as f64 / (rate as f64 * time.as_secs_f64())
     }
@@ -371,7 +388,7 @@ mod tests {
 
     #[test]
     fn background_work_gets_what_demand_leaves_of_the_line() {
-        let (link, _) = fill_up(125_000_000, Duration::from_millis(80), 200);
+        let link = fill_up(125_000_000, Duration::from_millis(80), 200);
         let capacity = link.capacity().unwrap_or_default();
         let demand = link.depart(MIB, Lane::Demand);
         assert!(link.room().is_some(), "most of the line is free");
@@ -388,7 +405,7 @@ mod tests {
             (1_000_000_000, 20, true),
             (125_000_000, 0, true),
         ] {
-            let (link, _) = fill_up(rate, Duration::from_millis(delay), 200);
+            let link = fill_up(rate, Duration::from_millis(delay), 200);
             drop(link.depart(10, Lane::Demand));
             let state = link.state.lock();
             let now = Instant::now();
@@ -399,7 +416,7 @@ mod tests {
 
     #[test]
     fn readers_are_held_up_by_a_long_line_and_not_by_one_that_brings_more_than_is_decoded() {
-        let (long, _) = fill_up(125_000_000, Duration::from_millis(80), 200);
+        let long = fill_up(125_000_000, Duration::from_millis(80), 200);
         assert!(!long.holds_up_readers(), "nobody waits");
         let read = long.depart(10, Lane::Demand);
         assert!(long.holds_up_readers());
@@ -407,14 +424,14 @@ mod tests {
         assert!(!long.holds_up_readers(), "the CPU is for what comes");
         drop((read, ahead));
         assert!(!long.holds_up_readers());
-        let (quick, _) = fill_up(1_000_000_000, Duration::ZERO, 200);
+        let quick = fill_up(1_000_000_000, Duration::ZERO, 200);
         let _read = quick.depart(10, Lane::Demand);
         assert!(!quick.holds_up_readers());
     }
 
     #[test]
     fn nothing_is_asked_for_while_what_has_come_waits_for_a_cpu() {
-        let (link, _) = fill_up(125_000_000, Duration::from_millis(80), 200);
+        let link = fill_up(125_000_000, Duration::from_millis(80), 200);
         // As slowly as it comes through a line that is not quick.
         let later = Instant::now() + Duration::from_millis(200);
         let came = link.depart(MOST_UNDECODED, Lane::Fill);

@@ -28,16 +28,13 @@ impl Search {
     }
 
     /// A request has come that started when `before` bytes had arrived, with the line `full` or not. Now `arrived`
-    /// bytes have, and the best rate is `rate`.
+    /// bytes have, at this `rate` since then.
     pub(super) fn note(&mut self, rate: i64, before: u64, arrived: u64, full: bool, now: Instant) {
-        let last = self.last.replace(now);
-        if last.is_some_and(|last| now.saturating_duration_since(last) >= FORGOTTEN) {
-            *self = Self {
-                last: self.last,
-                round_end: arrived,
-                ..Self::default()
-            };
+        let silence = self.last.map(|last| now.saturating_duration_since(last));
+        if silence.is_some_and(|silence| silence >= FORGOTTEN) {
+            *self = Self::default();
         }
+        self.last = Some(now);
         if rate > self.base.saturating_add(self.base / 4) {
             (self.base, self.rounds, self.round_end) = (rate, 0, arrived);
         } else if full && before >= self.round_end {
