@@ -5,12 +5,15 @@
 
 mod build;
 mod children;
+mod draft;
 mod finish;
 mod headers;
 mod left_out;
 mod name;
+mod room;
 #[cfg(test)]
 pub(crate) mod sample;
+mod source;
 #[cfg(test)]
 mod tests;
 
@@ -18,8 +21,9 @@ use std::num::NonZeroU32;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
+use ztoc::error::DecodeError;
 use ztoc::toc::{Extent, Timestamp};
-use ztoc::{Entry, Toc, UncompressedOffset};
+use ztoc::{Entry, LeanToc, Toc, UncompressedOffset};
 
 pub(crate) use crate::tree::headers::{HeaderCheck, Headers};
 pub(crate) use crate::tree::name::components;
@@ -86,7 +90,7 @@ impl Metadata {
         ..Self::IMPLIED
     };
 
-    fn of(entry: &Entry) -> Self {
+    fn of<T>(entry: &Entry<T>) -> Self {
         let mut metadata = Self {
             uid: entry.uid,
             gid: entry.gid,
@@ -109,7 +113,7 @@ impl Metadata {
 }
 
 /// The device number of a device member as mknod(2) takes it: 12 bits of major, 20 of minor.
-fn device_number(entry: &Entry) -> u32 {
+fn device_number<T>(entry: &Entry<T>) -> u32 {
     let major = u32::try_from(entry.dev_major & 0xfff).unwrap_or_default();
     let minor = u32::try_from(entry.dev_minor & 0xf_ffff).unwrap_or_default();
     (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
@@ -196,7 +200,23 @@ impl LayerTree {
     /// Never fails: what no file system could hold (a name too long, a parent that is a file, a
     /// hard link to nothing) is left out and reported in the log once.
     pub fn new(toc: &Toc) -> Self {
-        build::build(toc.entries(), Some(toc))
+        let tree = build::build(toc);
+        tree.expect("the entries of a table of contents have been read")
+    }
+
+    /// The same from an encoded table.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with an entry.
+    pub fn read(mut toc: LeanToc<'_>) -> Result<Self, DecodeError> {
+        match build::build(&toc) {
+            Err(DecodeError::Disorder) => {
+                toc.sort()?;
+                build::build(&toc)
+            }
+            tree => tree,
+        }
     }
 
     /// Bytes of memory that it takes. What sparse files have besides is left out.

@@ -77,6 +77,9 @@ pub enum DecodeError {
     /// Spans, digests and sizes contradict each other.
     #[error("spans: {0}")]
     Spans(#[from] SpansError),
+    /// The entries of the table of contents are to be read in the order of the tar and have another.
+    #[error("the entries of the table of contents are not in the order of the tar")]
+    Disorder,
     /// An entry of the table of contents is malformed or contradicts its neighbours.
     #[error("entry {index} ({name:?}) of the table of contents: {source}")]
     Entry {

@@ -33,4 +33,4 @@ pub use crate::digest::Digest;
 pub use crate::span::{CompressedSpan, SpanBuffer, SpanDecoder, SpanTable, VerifiedSpan};
 pub use crate::toc::{Entry, EntryKind, Toc};
 pub use crate::unit::{CompressedOffset, SpanId, SpanSize, UncompressedOffset};
-pub use crate::ztoc::{Compression, Ztoc};
+pub use crate::ztoc::{Compression, LeanToc, Ztoc};

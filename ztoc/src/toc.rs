@@ -1,14 +1,20 @@
 //! The table of contents: one entry per tar member, in tar order.
 
+mod member;
 mod timestamp;
 
 use std::ops::Range;
 
+pub(crate) use self::member::Headers;
+pub use self::member::Member;
 pub use self::timestamp::Timestamp;
 use crate::error::{DecodeError, EntryError, SparseError};
 use crate::tar::sparse::{self, MAX_MAP_LEN, Region, SparseMap};
 use crate::tar::{BLOCK_LEN, Scanner};
 use crate::unit::UncompressedOffset;
+
+/// Key of a PAX record that holds an extended attribute, in front of the attribute's name.
+const XATTR: &[u8] = b"SCHILY.xattr.";
 
 /// What a tar member is. The file type comes from here alone, never from the mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -60,11 +66,12 @@ impl EntryKind {
     }
 }
 
-/// One tar member. Names and texts are raw bytes: tar knows no encoding.
+/// One tar member. Names and texts are raw bytes: tar knows no encoding. They are the entry's own, or lie in what it was
+/// read from (`T` is `&[u8]` then).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct Entry<T = Vec<u8>> {
     /// Name as in the archive: `./` prefixes and trailing `/` are kept.
-    pub name: Vec<u8>,
+    pub name: T,
     /// File type.
     pub kind: EntryKind,
     /// Position of the member's data: the first byte after all its headers.
@@ -72,7 +79,7 @@ pub struct Entry {
     /// The logical size in bytes: of a sparse file including its holes.
     pub size: u64,
     /// Target of a hard or symbolic link, else empty.
-    pub link: Vec<u8>,
+    pub link: T,
     /// The tar mode field; permission, setuid, setgid and sticky bits are meaningful.
     pub mode: i64,
     /// Owner.
@@ -80,9 +87,9 @@ pub struct Entry {
     /// Group.
     pub gid: u32,
     /// Owner's name.
-    pub uname: Vec<u8>,
+    pub uname: T,
     /// Group's name.
-    pub gname: Vec<u8>,
+    pub gname: T,
     /// Modification time; `None` where the zTOC has no readable one (year over 9999).
     pub mtime: Option<Timestamp>,
     /// Device major number as the tar has it.
@@ -90,7 +97,7 @@ pub struct Entry {
     /// Device minor number.
     pub dev_minor: i64,
     /// All PAX records of the member, keys ascending and unique.
-    pub pax: Vec<(Vec<u8>, Vec<u8>)>,
+    pub pax: Vec<(T, T)>,
 }
 
 /// Where the bytes of a regular file lie in the uncompressed tar.
@@ -176,11 +183,44 @@ impl Entry {
         let (taken, entry) = Scanner::new().step(bytes).ok()?;
         entry.filter(|_| taken == bytes.len())
     }
+}
 
+impl Entry<&[u8]> {
+    /// The same with texts of its own.
+    pub fn into_owned(self) -> Entry {
+        self.map(<[u8]>::to_vec)
+    }
+}
+
+impl<T> Entry<T> {
+    /// The same with other texts.
+    fn map<U>(self, mut text: impl FnMut(T) -> U) -> Entry<U> {
+        let pax = self.pax.into_iter();
+        Entry {
+            name: text(self.name),
+            kind: self.kind,
+            offset: self.offset,
+            size: self.size,
+            link: text(self.link),
+            mode: self.mode,
+            uid: self.uid,
+            gid: self.gid,
+            uname: text(self.uname),
+            gname: text(self.gname),
+            mtime: self.mtime,
+            dev_major: self.dev_major,
+            dev_minor: self.dev_minor,
+            pax: pax.map(|(key, value)| (text(key), text(value))).collect(),
+        }
+    }
+}
+
+impl<T: AsRef<[u8]>> Entry<T> {
     /// Extended attributes: the `SCHILY.xattr.` records, prefix removed.
     pub fn xattrs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.pax.iter().filter_map(|(key, value)| {
-            Some((key.strip_prefix(b"SCHILY.xattr.")?, value.as_slice()))
+            let name = key.as_ref().strip_prefix(XATTR)?;
+            Some((name, value.as_ref()))
         })
     }
 
@@ -281,7 +321,7 @@ impl Entry {
     }
 
     /// [`Self::check`], with an error that says which entry it is.
-    fn checked(
+    pub(crate) fn checked(
         &self,
         index: usize,
         header: Option<u64>,
@@ -290,7 +330,7 @@ impl Entry {
         self.check(header, size)
             .map_err(|source| DecodeError::Entry {
                 index,
-                name: String::from_utf8_lossy(&self.name)
+                name: String::from_utf8_lossy(self.name.as_ref())
                     .chars()
                     .take(200)
                     .collect(),
@@ -301,11 +341,11 @@ impl Entry {
     /// An upper limit of the space that this entry takes in a zTOC.
     pub(crate) fn encoded_len(&self) -> usize {
         let texts = [&self.name, &self.link, &self.uname, &self.gname];
-        let texts: usize = texts.iter().map(|text| text.len() + 12).sum();
+        let texts: usize = texts.iter().map(|text| text.as_ref().len() + 12).sum();
         let pax = self
             .pax
             .iter()
-            .map(|(key, value)| key.len() + value.len() + 40);
+            .map(|(key, value)| key.as_ref().len() + value.as_ref().len() + 40);
         texts + pax.sum::<usize>() + 256
     }
 }

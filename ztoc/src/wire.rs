@@ -46,7 +46,8 @@ pub(crate) struct Table<'r, 'a> {
     at: usize,
     /// Offsets of the fields from `at`, two bytes each; 0 for an absent one.
     fields: &'a [u8],
-    inline_len: usize,
+    /// What lies at `at` itself.
+    inline: &'a [u8],
 }
 
 /// A vector of offsets to tables or strings.
@@ -55,6 +56,19 @@ pub(crate) struct OffsetVector<'r, 'a> {
     reader: &'r Reader<'a>,
     at: usize,
     len: usize,
+}
+
+/// Where an [`OffsetVector`] lies.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    at: usize,
+    len: usize,
+}
+
+impl Place {
+    pub(crate) fn len(self) -> usize {
+        self.len
+    }
 }
 
 impl<'a> Reader<'a> {
@@ -67,6 +81,20 @@ impl<'a> Reader<'a> {
 
     pub(crate) fn root(&self) -> Result<Table<'_, 'a>, WireError> {
         self.table(self.follow(0)?)
+    }
+
+    /// Bytes of the buffer.
+    pub(crate) fn len(&self) -> usize {
+        self.buf.len()
+    }
+
+    /// The table that element `index` of the vector at `place` refers to.
+    pub(crate) fn element(&self, place: Place, index: usize) -> Result<Table<'_, 'a>, WireError> {
+        let at = place.at + 4 * index;
+        match index < place.len {
+            true => self.table(self.follow(at)?),
+            false => Err(WireError::OutOfBounds { at }),
+        }
     }
 
     fn bytes(&self, at: usize, len: usize) -> Result<&'a [u8], WireError> {
@@ -101,7 +129,7 @@ impl<'a> Reader<'a> {
         let vtable_len = usize::from(u16::from_le_bytes(self.array(vtable)?));
         let inline_len = usize::from(u16::from_le_bytes(self.array(vtable + 2)?));
         let vtable_bytes = self.bytes(vtable, vtable_len)?;
-        self.bytes(at, inline_len)?;
+        let inline = self.bytes(at, inline_len)?;
         if vtable_len % 2 != 0 || inline_len < 4 {
             return Err(bad);
         }
@@ -111,7 +139,7 @@ impl<'a> Reader<'a> {
             reader: self,
             at,
             fields,
-            inline_len,
+            inline,
         })
     }
 
@@ -135,25 +163,22 @@ impl<'a> Reader<'a> {
 }
 
 impl<'r, 'a> Table<'r, 'a> {
-    /// Where the field `id` lies, if it is present.
-    fn field(&self, id: usize, len: usize) -> Result<Option<usize>, WireError> {
-        let Some(pair) = self.fields.get(2 * id..2 * id + 2) else {
-            return Ok(None);
-        };
-        let offset = usize::from(u16::from_le_bytes([pair[0], pair[1]]));
+    /// Where the field `id` lies from `at` on, and its bytes, if it is present.
+    fn field<const N: usize>(&self, id: usize) -> Result<Option<(usize, [u8; N])>, WireError> {
+        let offset = self.fields.get(2 * id..).and_then(<[u8]>::first_chunk);
+        let offset = offset.map_or(0, |pair| usize::from(u16::from_le_bytes(*pair)));
         if offset == 0 {
             return Ok(None);
         }
-        if offset < 4 || offset + len > self.inline_len {
-            return Err(WireError::FieldTable { at: self.at });
+        let bytes = self.inline.get(offset..).and_then(<[u8]>::first_chunk);
+        match bytes {
+            Some(bytes) if offset >= 4 => Ok(Some((offset, *bytes))),
+            _ => Err(WireError::FieldTable { at: self.at }),
         }
-        Ok(Some(self.at + offset))
     }
 
     fn scalar<const N: usize>(&self, id: usize) -> Result<Option<[u8; N]>, WireError> {
-        self.field(id, N)?
-            .map(|at| self.reader.array(at))
-            .transpose()
+        Ok(self.field(id)?.map(|(_, bytes)| bytes))
     }
 
     pub(crate) fn i64(&self, id: usize) -> Result<i64, WireError> {
@@ -173,9 +198,12 @@ impl<'r, 'a> Table<'r, 'a> {
     }
 
     fn reference(&self, id: usize) -> Result<Option<usize>, WireError> {
-        self.field(id, 4)?
-            .map(|at| self.reader.follow(at))
-            .transpose()
+        let Some((offset, bytes)) = self.field(id)? else {
+            return Ok(None);
+        };
+        let at = self.at + offset;
+        let target = at.checked_add(u32::from_le_bytes(bytes) as usize);
+        target.map(Some).ok_or(WireError::OutOfBounds { at })
     }
 
     /// A string or byte vector; empty if absent.
@@ -221,6 +249,13 @@ impl<'r, 'a> Table<'r, 'a> {
 impl<'r, 'a> OffsetVector<'r, 'a> {
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    pub(crate) fn place(self) -> Place {
+        Place {
+            at: self.at,
+            len: self.len,
+        }
     }
 
     pub(crate) fn tables(self) -> impl Iterator<Item = Result<Table<'r, 'a>, WireError>> {

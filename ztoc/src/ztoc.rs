@@ -2,13 +2,17 @@
 
 mod decode;
 mod encode;
+mod lean;
 
 use std::sync::Arc;
 
+use self::decode::Frame;
+pub use self::lean::LeanToc;
 use crate::checkpoint::ZtocBytes;
 use crate::error::DecodeError;
 use crate::span::SpanTable;
 use crate::toc::Toc;
+use crate::wire::Reader;
 
 /// How a layer blob is compressed, as far as a zTOC can say it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -50,23 +54,24 @@ impl Ztoc {
     ///
     /// Which part is malformed, contradicts another, or exceeds a limit.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        decode::decode(bytes, None)
+        decode::decode(bytes)
     }
 
     /// Decodes and checks zTOC 0.9 bytes, all of `bytes`, and leaves the windows of the checkpoints
     /// where they are: they are read from `ztoc`, which keeps the same bytes, when a span is
     /// decoded, and are checked then to be what they were. What stays in memory of a span
-    /// are less than 100 bytes instead of 32 KiB. Names of users and groups, which a file system has no use for, are
-    /// left out. As a zTOC without its windows cannot be encoded, its two halves are what comes of it.
+    /// are less than 100 bytes instead of 32 KiB. The entries are left in `bytes` as well, and checked when they are looked at.
+    /// As a zTOC without its windows cannot be encoded, its two halves are what comes of it.
     ///
     /// # Errors
     ///
-    /// As [`Self::decode`].
+    /// As [`Self::decode`], but for what is wrong with entries.
     pub fn decode_lean(
         bytes: &[u8],
         ztoc: Arc<dyn ZtocBytes>,
-    ) -> Result<(Toc, SpanTable), DecodeError> {
-        Ok(decode::decode(bytes, Some(ztoc))?.into_parts())
+    ) -> Result<(LeanToc<'_>, SpanTable), DecodeError> {
+        let frame = Frame::read(&Reader::new(bytes), Some(ztoc))?;
+        Ok((LeanToc::new(bytes, &frame), frame.spans))
     }
 
     /// The canonical bytes: identical to the original's for the same content.

@@ -222,8 +222,11 @@ fn windows_left_in_the_ztoc_are_read_from_it_and_take_no_memory() {
     let bytes = held.encode();
     let disk = Arc::new(Disk(bytes.clone().into()));
     let (toc, spans) = Ztoc::decode_lean(&bytes, disk).unwrap();
+    let entries = toc
+        .members()
+        .map(|member| member.unwrap().entry.into_owned());
+    assert!(entries.eq(held.toc().entries().iter().cloned()));
     drop(bytes);
-    assert_eq!(&toc, held.toc());
     let per_span = spans.memory() / spans.ids().count();
     assert!(per_span < 100, "{per_span} bytes a span");
     assert!(spans.count() > 3);

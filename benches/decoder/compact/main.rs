@@ -106,12 +106,11 @@ fn measure(forms: &Forms, rounds: usize) -> Result<[Cost; 2]> {
     for _ in 0..rounds {
         let (took, opened) = timed(|| {
             let digest = Digest::of(&ztoc);
-            (
-                digest,
-                Ztoc::decode_lean(&ztoc, Arc::new(Left(Arc::clone(&ztoc)))),
-            )
+            let (toc, spans) = Ztoc::decode_lean(&ztoc, Arc::new(Left(Arc::clone(&ztoc))))?;
+            let entries = toc.members().collect::<Result<Vec<_>, _>>()?;
+            anyhow::Ok((digest, entries.len(), spans))
         });
-        let (_, spans) = opened.1?;
+        let (_, _, spans) = opened?;
         ztoc_open = ztoc_open.min(took);
         ztoc_window = ztoc_window.min(windows(&spans)?);
         let (took, opened) = timed(|| {

@@ -139,8 +139,9 @@ fn decode(
     let kept = Arc::new(kept);
     let Some(blob_len) = record.blob_len() else {
         let decoded = Ztoc::decode_lean(bytes, kept);
-        let (toc, spans) = decoded.map_err(|source| no_ztoc(layer, &ztoc, source))?;
-        return Ok((tree_of(toc), spans, None));
+        let decoded = decoded.and_then(|(toc, spans)| Ok((fuse::LayerTree::read(toc)?, spans)));
+        let (tree, spans) = decoded.map_err(|source| no_ztoc(layer, &ztoc, source))?;
+        return Ok((tree, spans, None));
     };
     let blob = Arc::clone(&kept);
     let decoded = compact::decode(bytes, blob);

@@ -2,13 +2,18 @@
 
 use std::thread;
 
-use ztoc::{Entry, EntryKind, Toc};
+use ztoc::error::DecodeError;
+use ztoc::toc::Member;
+use ztoc::{Entry, EntryKind};
 
-use super::children::Children;
+use super::children::Names;
+use super::draft::{Draft, DraftBody, DraftDirectory, DraftIndex, Link};
 use super::finish;
 use super::headers::HeaderCheck;
 use super::left_out::{LeftOut, Reason};
 use super::name::{self, Base, PATH_MAX};
+use super::room::room;
+use super::source::Source;
 use super::{LayerTree, Metadata};
 
 /// Symlinks followed on the way to one name; containerd's limit.
@@ -25,51 +30,15 @@ const IMPLIED_AT_LEAST: usize = 1 << 16;
 /// Entries from which on a second thread pays.
 const MANY: usize = 10_000;
 
-const FILE_CAPABILITIES: &[u8] = b"security.capability";
+/// Entries that room is made for before they are seen.
+const RESERVED: usize = 1 << 18;
 
 pub(super) const ROOT: DraftIndex = 0;
 pub(super) const WHITEOUT: DraftIndex = 1;
 
-/// The number of an inode while the tree is built; not all survive.
-pub(super) type DraftIndex = u32;
-
-/// Small, as there is one for each file, and memory that is touched for the first time is what building takes longest for.
-pub(super) struct Draft<'t> {
-    pub(super) body: DraftBody<'t>,
-    /// Of the entry it was made of; of a directory, any number.
-    pub(super) number: u32,
-    /// What cannot be had of that entry.
-    own: Option<Box<Own<'t>>>,
-}
-
-/// Attributes of a directory, of a file with extended ones, or of one that has them of another name.
-struct Own<'t> {
-    metadata: Metadata,
-    xattrs: Vec<(&'t [u8], &'t [u8])>,
-}
-
-pub(super) enum DraftBody<'t> {
-    Directory(Box<DraftDirectory<'t>>),
-    /// A regular file, symlink, device or pipe with an entry of its own.
-    File(&'t Entry),
-    Whiteout,
-    /// A hard link whose target has not been seen.
-    Link(&'t Entry),
-    /// A hard link that turned out to be this inode.
-    Alias(DraftIndex),
-    /// A hard link that leads nowhere.
-    Dangling,
-}
-
-pub(super) struct DraftDirectory<'t> {
-    pub(super) parent: DraftIndex,
-    pub(super) children: Children<'t>,
-    pub(super) opaque: bool,
-    pub(super) implied: bool,
-}
-
 pub(super) struct Builder<'t> {
     drafts: Vec<Draft<'t>>,
+    names: Names<'t>,
     left_out: LeftOut<'t>,
     unresolved: Vec<DraftIndex>,
     implied_left: usize,
@@ -84,40 +53,40 @@ pub(super) struct Builder<'t> {
     text_len: usize,
 }
 
-/// Builds the tree of `entries`; `toc`, of which they are, tells where their headers lie. Of many, another thread sees
-/// to the headers meanwhile; it ends before this returns.
-pub(super) fn build(entries: &[Entry], toc: Option<&Toc>) -> LayerTree {
-    let many = toc.filter(|toc| toc.entries().len() >= MANY);
+/// Builds the tree of what `source` has. Of much, another thread sees to the headers meanwhile; it ends before this returns.
+pub(super) fn build(source: &impl Source) -> Result<LayerTree, DecodeError> {
+    let with_thread = source.has_headers() && source.len() >= MANY;
     thread::scope(|scope| {
-        let checks = many.and_then(|toc| {
+        let elsewhere = with_thread.then(|| {
             let thread = thread::Builder::new().name("headers".to_owned());
-            thread.spawn_scoped(scope, || HeaderCheck::all(toc)).ok()
+            thread.spawn_scoped(scope, || HeaderCheck::all(source)).ok()
         });
-        let mut builder = Builder::new(entries.len());
-        for (number, entry) in (0..).zip(entries) {
+        let mut builder = Builder::new(source.len());
+        for (number, member) in (0..).zip(source.members()) {
+            let member = member?;
             builder.number = number;
-            if let Err(reason) = builder.apply(entry) {
-                builder.left_out.add(reason, &entry.name);
+            if let Err(reason) = builder.apply(&member) {
+                builder.left_out.add(reason, member.entry.name);
             }
         }
         builder.settle_links();
-        // What a thread that failed has not done is done as for few.
-        let checks = checks.and_then(|checks| checks.join().ok());
-        finish::finish(builder, toc, checks.as_deref())
+        let checks = match elsewhere.flatten().map(|thread| thread.join()) {
+            Some(Ok(checks)) => checks?,
+            _ if source.has_headers() => HeaderCheck::all(source)?,
+            _ => Vec::new(),
+        };
+        Ok(finish::finish(builder, checks))
     })
 }
 
 impl<'t> Builder<'t> {
     fn new(entries: usize) -> Self {
-        let whiteout = Draft {
-            body: DraftBody::Whiteout,
-            number: 0,
-            own: None,
-        };
-        let mut drafts = Vec::with_capacity(entries.saturating_add(2));
+        let mut drafts = room(entries.min(RESERVED) + 2);
+        let whiteout = Draft::new(DraftBody::Whiteout, Metadata::WHITEOUT, 0);
         drafts.extend([Draft::implied_directory(ROOT), whiteout]);
         Self {
             drafts,
+            names: Names::new(entries.min(RESERVED)),
             left_out: LeftOut::default(),
             unresolved: Vec::new(),
             implied_left: entries
@@ -130,9 +99,10 @@ impl<'t> Builder<'t> {
         }
     }
 
-    fn apply(&mut self, entry: &'t Entry) -> Result<(), Reason> {
+    fn apply(&mut self, member: &Member<'t>) -> Result<(), Reason> {
+        let entry = &member.entry;
         if entry.name.len() <= PATH_MAX
-            && let Some((parent, base)) = name::split(&entry.name)
+            && let Some((parent, base)) = name::split(entry.name)
         {
             let parent = match self.last_parent {
                 Some((known, index)) if known == parent => index,
@@ -142,9 +112,9 @@ impl<'t> Builder<'t> {
                     index
                 }
             };
-            return self.apply_base(parent, base, entry);
+            return self.apply_base(parent, base, member);
         }
-        let components = name::components(&entry.name);
+        let components = name::components(entry.name);
         let Some((&base, parents)) = components.split_last() else {
             self.apply_root(entry);
             return Ok(());
@@ -153,14 +123,14 @@ impl<'t> Builder<'t> {
             return Err(Reason::Name);
         }
         let parent = self.walk(parents, true)?;
-        self.apply_base(parent, base, entry)
+        self.apply_base(parent, base, member)
     }
 
     fn apply_base(
         &mut self,
         parent: DraftIndex,
         base: &'t [u8],
-        entry: &'t Entry,
+        member: &Member<'t>,
     ) -> Result<(), Reason> {
         match Base::parse(base) {
             Base::Invalid => Err(Reason::Name),
@@ -169,38 +139,51 @@ impl<'t> Builder<'t> {
                 Ok(())
             }
             Base::Whiteout(hidden) => {
-                if self.directory(parent).children.get(hidden).is_none() {
+                if self.child(parent, hidden).is_none() {
                     self.name(parent, hidden, WHITEOUT);
                 }
                 Ok(())
             }
-            Base::Name(base) => self.put(parent, base, entry),
+            Base::Name(base) => self.put(parent, base, member),
         }
     }
 
     /// containerd ignores what a layer says of the root's owner and mode; its time does no harm.
-    fn apply_root(&mut self, entry: &Entry) {
+    fn apply_root(&mut self, entry: &Entry<&[u8]>) {
         if entry.kind == EntryKind::Directory {
-            let root = self.drafts[ROOT as usize].own();
-            root.metadata.set_mtime(entry.mtime);
+            self.drafts[ROOT as usize].metadata.set_mtime(entry.mtime);
         }
     }
 
-    fn put(&mut self, parent: DraftIndex, base: &'t [u8], entry: &'t Entry) -> Result<(), Reason> {
-        match entry.kind {
+    fn put(
+        &mut self,
+        parent: DraftIndex,
+        base: &'t [u8],
+        member: &Member<'t>,
+    ) -> Result<(), Reason> {
+        let entry = &member.entry;
+        let body = match entry.kind {
             EntryKind::Directory => return self.put_directory(parent, base, entry),
             EntryKind::HardLink => return self.put_link(parent, base, entry),
-            EntryKind::SymLink if entry.link.is_empty() || entry.link.len() > PATH_MAX => {
-                return Err(Reason::SymlinkTarget);
-            }
-            EntryKind::SymLink if entry.link.contains(&0) => return Err(Reason::SymlinkTarget),
-            _ => {}
-        }
-        let inode = if is_whiteout_device(entry) {
-            WHITEOUT
-        } else {
-            self.push(Draft::file(entry, self.number))?
+            EntryKind::Regular => DraftBody::regular(member),
+            EntryKind::SymLink => match entry.link {
+                b"" => return Err(Reason::SymlinkTarget),
+                link if link.len() > PATH_MAX => return Err(Reason::SymlinkTarget),
+                link if link.contains(&0) => return Err(Reason::SymlinkTarget),
+                link => DraftBody::Symlink(link),
+            },
+            EntryKind::CharDevice => match super::device_number(entry) {
+                // How overlayfs writes a whiteout down: unpacked, it would act as one.
+                0 => {
+                    self.name(parent, base, WHITEOUT);
+                    return Ok(());
+                }
+                number => DraftBody::CharDevice(number),
+            },
+            EntryKind::BlockDevice => DraftBody::BlockDevice(super::device_number(entry)),
+            EntryKind::Fifo => DraftBody::Fifo,
         };
+        let inode = self.push(Draft::of(body, entry, self.number))?;
         self.name(parent, base, inode);
         Ok(())
     }
@@ -209,9 +192,9 @@ impl<'t> Builder<'t> {
         &mut self,
         parent: DraftIndex,
         base: &'t [u8],
-        entry: &'t Entry,
+        entry: &Entry<&'t [u8]>,
     ) -> Result<(), Reason> {
-        let existing = self.directory(parent).children.get(base);
+        let existing = self.child(parent, base);
         let index = match existing {
             Some(index) if self.is_directory(index) => index,
             _ => {
@@ -220,9 +203,9 @@ impl<'t> Builder<'t> {
                 index
             }
         };
-        let own = self.drafts[index as usize].own();
-        own.metadata = Metadata::of(entry);
-        own.add_xattrs(entry);
+        let draft = &mut self.drafts[index as usize];
+        draft.metadata = Metadata::of(entry);
+        draft.add_xattrs(entry);
         self.directory_mut(index).implied = false;
         Ok(())
     }
@@ -231,16 +214,18 @@ impl<'t> Builder<'t> {
         &mut self,
         parent: DraftIndex,
         base: &'t [u8],
-        entry: &'t Entry,
+        entry: &Entry<&'t [u8]>,
     ) -> Result<(), Reason> {
-        let target = name::components(&entry.link);
+        let target = name::components(entry.link);
         let inode = match self.resolve(&target) {
             Some(inode) => {
                 self.drafts[inode as usize].relink(entry);
                 inode
             }
             None => {
-                let link = self.push(Draft::link(entry, self.number))?;
+                let (name, target) = (entry.name, entry.link);
+                let body = DraftBody::Link(Box::new(Link { name, target }));
+                let link = self.push(Draft::of(body, entry, self.number))?;
                 self.unresolved.push(link);
                 link
             }
@@ -253,7 +238,7 @@ impl<'t> Builder<'t> {
     fn resolve(&mut self, path: &[&'t [u8]]) -> Option<DraftIndex> {
         let (&base, parents) = path.split_last()?;
         let parent = self.walk(parents, false).ok()?;
-        let inode = self.directory(parent).children.get(base)?;
+        let inode = self.child(parent, base)?;
         (inode != WHITEOUT && !self.is_directory(inode)).then_some(inode)
     }
 
@@ -272,11 +257,10 @@ impl<'t> Builder<'t> {
                 }
                 _ => {}
             }
-            let child = self.directory(at).children.get(component);
+            let child = self.child(at, component);
             at = match child.map(|child| (child, &self.drafts[child as usize].body)) {
                 Some((child, DraftBody::Directory(_))) => child,
-                Some((_, DraftBody::File(entry))) if entry.kind == EntryKind::SymLink => {
-                    let target = &entry.link;
+                Some((_, &DraftBody::Symlink(target))) => {
                     links += 1;
                     self.pay_for_link(links, target.len())?;
                     rest.extend(target.split(|&byte| byte == b'/').rev());
@@ -313,15 +297,18 @@ impl<'t> Builder<'t> {
         Ok(index)
     }
 
+    /// What `name` in `directory` stands for.
+    fn child(&mut self, directory: DraftIndex, name: &[u8]) -> Option<DraftIndex> {
+        let directory = directory_of(&mut self.drafts, directory);
+        self.names.get(&mut directory.children, name)
+    }
+
     /// Has `name` in `parent` stand for `child`.
     fn name(&mut self, parent: DraftIndex, name: &'t [u8], child: DraftIndex) {
         self.text_len += name.len();
-        if self
-            .directory_mut(parent)
-            .children
-            .insert(name, child)
-            .is_some()
-        {
+        let parent = directory_of(&mut self.drafts, parent);
+        let before = self.names.insert(&mut parent.children, name, child);
+        if before.is_some() {
             self.last_parent = None;
         }
     }
@@ -329,35 +316,35 @@ impl<'t> Builder<'t> {
     /// Finds the targets of hard links that came before them.
     fn settle_links(&mut self) {
         for index in std::mem::take(&mut self.unresolved) {
-            let DraftBody::Link(link) = self.drafts[index as usize].body else {
+            let DraftBody::Link(link) = &self.drafts[index as usize].body else {
                 continue;
             };
-            match self.follow_links(link) {
+            let (name, target) = (link.name, link.target);
+            match self.follow_links(target) {
                 Ok(Some(target)) => {
                     self.drafts[index as usize].body = DraftBody::Alias(target);
                 }
                 // Only a lower layer can have it.
                 Ok(None) => {}
                 Err(reason) => {
-                    self.left_out.add(reason, &link.name);
+                    self.left_out.add(reason, name);
                     self.drafts[index as usize].body = DraftBody::Dangling;
                 }
             }
         }
     }
 
-    /// The inode that `link` leads to; `None` if this layer does not have it.
-    fn follow_links(&mut self, link: &'t Entry) -> Result<Option<DraftIndex>, Reason> {
-        let mut link = link;
+    /// The inode that a link to `target` leads to; `None` if this layer does not have it.
+    fn follow_links(&mut self, mut target: &'t [u8]) -> Result<Option<DraftIndex>, Reason> {
         for _ in 0..MAX_LINK_HOPS {
-            let Some(target) = self.resolve(&name::components(&link.link)) else {
+            let Some(inode) = self.resolve(&name::components(target)) else {
                 return Ok(None);
             };
-            match self.drafts[target as usize].body {
-                DraftBody::Link(next) => link = next,
-                DraftBody::Alias(target) => return Ok(Some(target)),
+            match &self.drafts[inode as usize].body {
+                DraftBody::Link(next) => target = next.target,
+                DraftBody::Alias(inode) => return Ok(Some(*inode)),
                 DraftBody::Dangling => return Err(Reason::HardLink),
-                _ => return Ok(Some(target)),
+                _ => return Ok(Some(inode)),
             }
         }
         Err(Reason::HardLink)
@@ -368,9 +355,9 @@ impl<'t> Builder<'t> {
         self.text_len
     }
 
-    /// The inodes and what was left out.
-    pub(super) fn into_parts(self) -> (Vec<Draft<'t>>, LeftOut<'t>) {
-        (self.drafts, self.left_out)
+    /// The inodes, what names there are for them, and what was left out.
+    pub(super) fn into_parts(self) -> (Vec<Draft<'t>>, Names<'t>, LeftOut<'t>) {
+        (self.drafts, self.names, self.left_out)
     }
 
     fn push(&mut self, draft: Draft<'t>) -> Result<DraftIndex, Reason> {
@@ -391,112 +378,16 @@ impl<'t> Builder<'t> {
     }
 
     fn directory_mut(&mut self, index: DraftIndex) -> &mut DraftDirectory<'t> {
-        match &mut self.drafts[index as usize].body {
-            DraftBody::Directory(directory) => directory,
-            _ => unreachable!("only directories are walked into"),
-        }
+        directory_of(&mut self.drafts, index)
     }
 }
 
-/// A character device 0:0 is how overlayfs writes a whiteout down: unpacked, it would act as one.
-fn is_whiteout_device(entry: &Entry) -> bool {
-    entry.kind == EntryKind::CharDevice && super::device_number(entry) == 0
-}
-
-impl<'t> Draft<'t> {
-    fn implied_directory(parent: DraftIndex) -> Self {
-        Self {
-            body: DraftBody::Directory(Box::new(DraftDirectory {
-                parent,
-                children: Children::default(),
-                opaque: false,
-                implied: true,
-            })),
-            number: 0,
-            own: None,
-        }
+fn directory_of<'b, 't>(
+    drafts: &'b mut [Draft<'t>],
+    index: DraftIndex,
+) -> &'b mut DraftDirectory<'t> {
+    match &mut drafts[index as usize].body {
+        DraftBody::Directory(directory) => directory,
+        _ => unreachable!("only directories are walked into"),
     }
-
-    fn file(entry: &'t Entry, number: u32) -> Self {
-        let mut draft = Self {
-            number,
-            body: DraftBody::File(entry),
-            own: None,
-        };
-        // Most PAX records are of times and long names.
-        if entry.xattrs().next().is_some() {
-            draft.own().add_xattrs(entry);
-        }
-        draft
-    }
-
-    fn link(entry: &'t Entry, number: u32) -> Self {
-        Self {
-            body: DraftBody::Link(entry),
-            ..Self::file(entry, number)
-        }
-    }
-
-    /// What another name of this inode says of it: containerd sets owner, attributes, mode and time
-    /// of each name in turn on the one inode; setting the owner takes file capabilities away.
-    fn relink(&mut self, entry: &'t Entry) {
-        let own = self.own();
-        own.metadata = Metadata::of(entry);
-        own.xattrs.retain(|(name, _)| *name != FILE_CAPABILITIES);
-        own.add_xattrs(entry);
-    }
-
-    /// Owner, mode and time.
-    pub(super) fn metadata(&self) -> Metadata {
-        if let Some(own) = &self.own {
-            return own.metadata;
-        }
-        match self.body {
-            DraftBody::File(entry) | DraftBody::Link(entry) => Metadata::of(entry),
-            DraftBody::Whiteout => Metadata::WHITEOUT,
-            DraftBody::Directory(_) | DraftBody::Alias(_) | DraftBody::Dangling => {
-                Metadata::IMPLIED
-            }
-        }
-    }
-
-    /// Extended attributes.
-    pub(super) fn xattrs(&self) -> &[(&'t [u8], &'t [u8])] {
-        self.own.as_ref().map_or(&[], |own| &own.xattrs)
-    }
-
-    /// Attributes of its own, so that they can be changed.
-    fn own(&mut self) -> &mut Own<'t> {
-        let metadata = self.metadata();
-        self.own.get_or_insert_with(|| {
-            Box::new(Own {
-                metadata,
-                xattrs: Vec::new(),
-            })
-        })
-    }
-}
-
-impl<'t> Own<'t> {
-    fn add_xattrs(&mut self, entry: &'t Entry) {
-        for (name, value) in entry.xattrs() {
-            if !is_servable_xattr(name, value) {
-                continue;
-            }
-            match self.xattrs.iter_mut().find(|(known, _)| *known == name) {
-                Some(known) => known.1 = value,
-                None => self.xattrs.push((name, value)),
-            }
-        }
-    }
-}
-
-/// Whether an attribute may appear in a view. What begins with `trusted.overlay.` or
-/// `user.overlay.` would be believed by overlayfs: an image could redirect or hide directories.
-fn is_servable_xattr(name: &[u8], value: &[u8]) -> bool {
-    const XATTR_NAME_MAX: usize = 255;
-    const XATTR_SIZE_MAX: usize = 65536;
-    let fits = !name.is_empty() && name.len() <= XATTR_NAME_MAX && value.len() <= XATTR_SIZE_MAX;
-    let ours = name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.");
-    fits && !ours && !name.contains(&0)
 }

@@ -4,35 +4,30 @@ use std::collections::VecDeque;
 use std::num::NonZeroU32;
 use std::sync::{Arc, OnceLock};
 
-use ztoc::toc::FileData;
-use ztoc::{Entry, EntryKind, Toc, UncompressedOffset};
-
-use super::build::{Builder, Draft, DraftBody, DraftIndex, ROOT};
+use super::build::{Builder, ROOT};
+use super::children::Names;
+use super::draft::{Draft, DraftBody, DraftIndex, DraftSparse};
 use super::headers::HeaderCheck;
 use super::left_out::{LeftOut, Reason};
 use super::name::PATH_MAX;
+use super::room::room;
 use super::{
     Body, Directory, Dirent, Inode, InodeIndex, LayerTree, SparseFile, Text, Xattr, XattrSet,
-    device_number,
 };
 
-/// Lays out what `builder` has made of the entries of `toc`; `checks` are those of their headers, if they are known.
-pub(super) fn finish(
-    builder: Builder<'_>,
-    toc: Option<&Toc>,
-    checks: Option<&[HeaderCheck]>,
-) -> LayerTree {
+/// Lays out what `builder` has made; `checks` are those of each entry's headers, if there are any.
+pub(super) fn finish(builder: Builder<'_>, checks: Vec<HeaderCheck>) -> LayerTree {
     let text_len = builder.text_len();
-    let (drafts, left_out) = builder.into_parts();
+    let (drafts, names, left_out) = builder.into_parts();
     let mut layout = Layout {
         numbers: vec![None; drafts.len()],
         drafts: &drafts,
-        toc,
-        checks,
-        headers: Vec::with_capacity(drafts.len()),
-        inodes: Vec::with_capacity(drafts.len()),
-        dirents: Vec::with_capacity(drafts.len()),
-        texts: Vec::with_capacity(text_len),
+        names: &names,
+        checks: &checks,
+        headers: room(drafts.len()),
+        inodes: room(drafts.len()),
+        dirents: room(drafts.len()),
+        texts: room(text_len),
         xattrs: Vec::new(),
         sparse: Vec::new(),
         queue: VecDeque::new(),
@@ -49,8 +44,8 @@ pub(super) fn finish(
 
 struct Layout<'b, 't> {
     drafts: &'b [Draft<'t>],
-    toc: Option<&'b Toc>,
-    checks: Option<&'b [HeaderCheck]>,
+    names: &'b Names<'t>,
+    checks: &'b [HeaderCheck],
     headers: Vec<HeaderCheck>,
     /// The number of each draft that has one.
     numbers: Vec<Option<InodeIndex>>,
@@ -73,7 +68,7 @@ impl<'t> Layout<'_, 't> {
         };
         let first = self.dirents.len();
         let mut subdirectories = 0;
-        for (name, child) in from.children.iter() {
+        for (name, child) in self.names.iter(&from.children) {
             match self.enter(name, child, directory) {
                 Ok(Some(inode)) => subdirectories += u32::from(self.is_directory(inode)),
                 Ok(None) => {}
@@ -125,7 +120,7 @@ impl<'t> Layout<'_, 't> {
         let from = &drafts[draft as usize];
         let index = u32::try_from(self.inodes.len()).map_err(|_| Reason::TooMany)?;
         let inode = Inode {
-            metadata: from.metadata(),
+            metadata: from.metadata,
             nlink: 1,
             body: self.body(from, parent, name)?,
             xattrs: self.xattr_set(from),
@@ -149,65 +144,39 @@ impl<'t> Layout<'_, 't> {
                 opaque: directory.opaque,
                 implied: directory.implied,
             }),
-            DraftBody::File(entry) => self.file(entry)?,
-            DraftBody::Link(entry) => Body::LowerLink(self.text(&entry.link)?),
+            &DraftBody::Regular { offset, size } => {
+                is_possible(size)?;
+                Body::Regular { offset, size }
+            }
+            DraftBody::Sparse(file) => self.sparse(file)?,
+            DraftBody::Symlink(target) => Body::Symlink(self.text(target)?),
+            DraftBody::CharDevice(number) => Body::CharDevice(*number),
+            DraftBody::BlockDevice(number) => Body::BlockDevice(*number),
+            DraftBody::Fifo => Body::Fifo,
+            DraftBody::Link(link) => Body::LowerLink(self.text(link.target)?),
             DraftBody::Whiteout | DraftBody::Alias(_) | DraftBody::Dangling => Body::Whiteout,
         })
     }
 
-    fn file(&mut self, entry: &Entry) -> Result<Body, Reason> {
-        Ok(match entry.kind {
-            EntryKind::SymLink => Body::Symlink(self.text(&entry.link)?),
-            EntryKind::CharDevice => Body::CharDevice(device_number(entry)),
-            EntryKind::BlockDevice => Body::BlockDevice(device_number(entry)),
-            EntryKind::Fifo => Body::Fifo,
-            EntryKind::Regular | EntryKind::Directory | EntryKind::HardLink => {
-                self.regular(entry)?
-            }
-        })
-    }
-
-    fn regular(&mut self, entry: &Entry) -> Result<Body, Reason> {
-        // The kernel takes no file larger than this.
-        if i64::try_from(entry.size).is_err() {
-            return Err(Reason::Size);
-        }
-        let map = match entry.data() {
-            FileData::Contiguous(range) => {
-                return Ok(Body::Regular {
-                    offset: range.start,
-                    size: entry.size,
-                });
-            }
-            FileData::Sparse(extents) => OnceLock::from(Arc::from(extents)),
-            FileData::MapInArchive(_) => OnceLock::new(),
-        };
+    fn sparse(&mut self, file: &DraftSparse) -> Result<Body, Reason> {
+        is_possible(file.entry.size)?;
+        let map = file.map.as_deref().map(Arc::from);
         let number = u32::try_from(self.sparse.len()).map_err(|_| Reason::TooMany)?;
         self.sparse.push(SparseFile {
-            entry: entry.clone(),
-            header: self.header_offset(entry),
-            map,
+            entry: file.entry.clone(),
+            header: file.header.unwrap_or_default(),
+            map: map.map_or_else(OnceLock::new, OnceLock::from),
         });
         Ok(Body::Sparse(number))
     }
 
-    /// Where the headers of a sparse file begin, if that is known, else 0.
-    fn header_offset(&self, entry: &Entry) -> UncompressedOffset {
-        let before = self.toc.and_then(|toc| {
-            let entries = toc.entries();
-            let index = entries.partition_point(|other| other.offset < entry.offset);
-            toc.header_offset(index)
-        });
-        before.unwrap_or_default()
-    }
-
     fn header_check(&self, draft: &Draft<'_>) -> HeaderCheck {
-        let number = draft.number as usize;
-        let known = self.checks.and_then(|checks| checks.get(number));
-        match (&draft.body, self.toc, known) {
-            (DraftBody::File(_), Some(_), Some(known)) => known.to_be_made(),
-            (DraftBody::File(_), Some(toc), None) => HeaderCheck::of(toc, number),
-            _ => HeaderCheck::unneeded(),
+        let check = self.checks.get(draft.number as usize);
+        match (&draft.body, check) {
+            (DraftBody::Directory(_) | DraftBody::Whiteout | DraftBody::Link(_), _) => {
+                HeaderCheck::unneeded()
+            }
+            (_, check) => check.map_or_else(HeaderCheck::unneeded, HeaderCheck::to_be_made),
         }
     }
 
@@ -258,4 +227,9 @@ impl<'t> Layout<'_, 't> {
             marks,
         }
     }
+}
+
+/// The kernel takes no file larger than this.
+fn is_possible(size: u64) -> Result<(), Reason> {
+    i64::try_from(size).map(drop).map_err(|_| Reason::Size)
 }

@@ -8,7 +8,11 @@ use std::hash::{BuildHasher as _, Hash as _, Hasher as _, RandomState};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ztoc::{Entry, Toc};
+use ztoc::Entry;
+use ztoc::error::DecodeError;
+use ztoc::toc::Member;
+
+use super::source::Source;
 
 const BLOCK: u64 = 512;
 /// Most bytes of headers in front of a file: extended ones have up to a megabyte each.
@@ -48,17 +52,10 @@ impl HeaderCheck {
         }
     }
 
-    /// For the entry `number` of `toc`.
-    pub(super) fn of(toc: &Toc, number: usize) -> Self {
-        let entries = toc.entries();
-        let entry = &entries[number];
-        let shares = number > 0 && entries[number - 1].offset == entry.offset;
-        // Of several with the same position, only one can be what the headers say.
-        let index = match shares {
-            false => number,
-            true => entries.partition_point(|other| other.offset < entry.offset),
-        };
-        let blocks = match toc.header_offset(index) {
+    /// For an entry.
+    pub(super) fn of(member: &Member<'_>) -> Self {
+        let entry = &member.entry;
+        let blocks = match member.header {
             Some(start) => match entry.offset.0.checked_sub(start.0) {
                 Some(bytes @ 1..=MOST) if bytes.is_multiple_of(BLOCK) => {
                     u16::try_from(bytes / BLOCK).unwrap_or(NONE_ARE_RIGHT)
@@ -77,10 +74,10 @@ impl HeaderCheck {
         }
     }
 
-    /// For each entry of `toc`.
-    pub(super) fn all(toc: &Toc) -> Vec<Self> {
-        let numbers = 0..toc.entries().len();
-        numbers.map(|number| Self::of(toc, number)).collect()
+    /// For each entry of `source`.
+    pub(super) fn all(source: &impl Source) -> Result<Vec<Self>, DecodeError> {
+        let members = source.members();
+        members.map(|member| Ok(Self::of(&member?))).collect()
     }
 
     /// The same check, not made yet.
@@ -108,8 +105,8 @@ impl HeaderCheck {
 
     /// Whether `bytes`, all that lies between the entry before and the data, are the headers.
     pub(crate) fn look(&self, bytes: &[u8]) -> bool {
-        let right =
-            Entry::of_headers(bytes).is_some_and(|entry| fingerprint(&entry) == self.fingerprint);
+        let right = Entry::of_headers(bytes)
+            .is_some_and(|entry| fingerprint(&entry.borrowed()) == self.fingerprint);
         if right {
             self.passed.store(true, Ordering::Relaxed);
         }
@@ -117,12 +114,12 @@ impl HeaderCheck {
     }
 }
 
-fn is_plain(entry: &Entry) -> bool {
+fn is_plain(entry: &Entry<&[u8]>) -> bool {
     entry.pax.is_empty() && entry.name.len() <= PLAIN_NAME && entry.link.len() <= PLAIN_NAME
 }
 
 /// Of all that a view shows of a file, but for its time.
-fn fingerprint(entry: &Entry) -> u32 {
+fn fingerprint(entry: &Entry<&[u8]>) -> u32 {
     static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
     let mut hasher = KEY.build_hasher();
     // With the lengths in front no two entries are the same bytes.
@@ -135,8 +132,8 @@ fn fingerprint(entry: &Entry) -> u32 {
         entry.link.len() as u64,
     ];
     hasher.write(numbers.map(u64::to_ne_bytes).as_flattened());
-    hasher.write(&entry.name);
-    hasher.write(&entry.link);
+    hasher.write(entry.name);
+    hasher.write(entry.link);
     if !entry.pax.is_empty() {
         entry.xattrs().for_each(|xattr| xattr.hash(&mut hasher));
     }
@@ -150,7 +147,15 @@ mod tests {
     use super::*;
     use crate::tree::sample::{directory, file};
     use crate::tree::{InodeIndex, LayerTree};
-    use ztoc::UncompressedOffset;
+    use ztoc::{Toc, UncompressedOffset};
+
+    fn check(toc: &Toc, index: usize) -> HeaderCheck {
+        HeaderCheck::of(&toc.members().nth(index).unwrap())
+    }
+
+    fn fingerprint(entry: &Entry) -> u32 {
+        super::fingerprint(&entry.borrowed())
+    }
 
     fn at(offset: u64, entry: Entry) -> Entry {
         let offset = UncompressedOffset(offset);
@@ -159,7 +164,7 @@ mod tests {
 
     fn state(entries: &[Entry], index: usize) -> Headers {
         let toc = Toc::new(entries.to_vec(), 1 << 30).unwrap();
-        HeaderCheck::of(&toc, index).state()
+        check(&toc, index).state()
     }
 
     #[test]
@@ -180,8 +185,7 @@ mod tests {
         let both = Toc::new(crowded.to_vec(), 1 << 30).unwrap();
         // They share the headers of the first, and only one of them has such.
         for number in 0..crowded.len() {
-            let check = HeaderCheck::of(&both, number);
-            assert_eq!(check.state(), Headers::Unread(512));
+            assert_eq!(check(&both, number).state(), Headers::Unread(512));
         }
         assert_eq!(state(&[at(700, file("a"))], 0), Headers::Impossible);
         assert_eq!(state(&[at(0, file("a"))], 0), Headers::Impossible);
@@ -203,10 +207,7 @@ mod tests {
         let toc = Toc::new(entries.collect(), 1 << 30).unwrap();
         let tree = LayerTree::new(&toc);
         for (number, inode) in (0..12_000).zip(1..) {
-            let (ours, own) = (
-                tree.header_check(InodeIndex(inode)),
-                HeaderCheck::of(&toc, number),
-            );
+            let (ours, own) = (tree.header_check(InodeIndex(inode)), check(&toc, number));
             assert_eq!(ours.state(), own.state(), "{number}");
             assert_eq!(ours.fingerprint, own.fingerprint, "{number}");
         }

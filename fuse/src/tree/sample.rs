@@ -1,10 +1,14 @@
 //! Tables of contents made for tests, also such as no tar could have.
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::Arc;
 
-use ztoc::toc::Timestamp;
+use ztoc::error::DecodeError;
+use ztoc::toc::{Member, Timestamp};
 use ztoc::{Entry, EntryKind, UncompressedOffset};
 
+use super::source::Source;
 use super::{LayerTree, build};
 
 pub(crate) fn entry(name: impl AsRef<[u8]>, kind: EntryKind) -> Entry {
@@ -55,5 +59,28 @@ pub(crate) fn owned(uid: u32, entry: Entry) -> Entry {
 }
 
 pub(crate) fn tree(entries: &[Entry]) -> Arc<LayerTree> {
-    Arc::new(build::build(entries, None))
+    Arc::new(build::build(&Entries(entries)).unwrap())
+}
+
+/// Entries as if of a tar, but for its headers.
+struct Entries<'a>(&'a [Entry]);
+
+impl Source for Entries<'_> {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn members(&self) -> impl Iterator<Item = Result<Member<'_>, DecodeError>> {
+        let entries = self.0.iter().map(Entry::borrowed);
+        entries.map(|entry| {
+            Ok(Member {
+                entry,
+                header: None,
+            })
+        })
+    }
+
+    fn has_headers(&self) -> bool {
+        false
+    }
 }

@@ -43,6 +43,66 @@ fn names(entries: &[Entry]) -> Vec<String> {
         .collect()
 }
 
+/// A tar of so many files.
+fn tar_of(files: usize) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for number in 0..files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(number as u64 % 3);
+        let name = format!("{:02}/file{number:05}", number % 20);
+        let data = &b"ab"[..number % 3];
+        archive.append_data(&mut header, name, data).unwrap();
+    }
+    archive.into_inner().unwrap()
+}
+
+#[test]
+fn a_tree_is_the_same_read_from_an_encoded_table_in_whatever_order() {
+    for files in [9, 12_000] {
+        let tar = tar_of(files);
+        let options = ztoc::builder::BuildOptions {
+            span_size: ztoc::SpanSize::DEFAULT,
+            build_tool: String::new(),
+        };
+        let built = ztoc::builder::build(ztoc::Compression::Uncompressed, &*tar, &options).unwrap();
+        let mut bytes = built.ztoc.encode();
+        let whole = paths(&LayerTree::new(built.ztoc.toc()));
+        assert_eq!(whole.len(), files + 20.min(files));
+        let read = |bytes: &[u8]| {
+            let (toc, _) = ztoc::Ztoc::decode_lean(bytes, Arc::new(Nowhere))?;
+            LayerTree::read(toc)
+        };
+        assert_eq!(paths(&read(&bytes).unwrap()), whole);
+        // Positions of the first entry and of the fourth, which are as long.
+        let place = |entry: usize| {
+            let offset = built.ztoc.toc().entries()[entry].offset.0.to_le_bytes();
+            let mut found = bytes.windows(8).enumerate();
+            let at = found.find(|(at, window)| at % 4 == 0 && *window == offset);
+            (at.unwrap().0, offset)
+        };
+        let ((first, first_offset), (other, other_offset)) = (place(0), place(3));
+        bytes[first..first + 8].copy_from_slice(&other_offset);
+        bytes[other..other + 8].copy_from_slice(&first_offset);
+        assert_eq!(paths(&read(&bytes).unwrap()), whole);
+        // Beyond the layer.
+        bytes[first..first + 8].copy_from_slice(&(1_u64 << 40).to_le_bytes());
+        assert!(matches!(
+            read(&bytes).err(),
+            Some(DecodeError::Entry { .. })
+        ));
+    }
+}
+
+/// Where no window is.
+#[derive(Debug)]
+struct Nowhere;
+
+impl ztoc::checkpoint::ZtocBytes for Nowhere {
+    fn read_exact_at(&self, _: &mut [u8], _: u64) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::UnexpectedEof.into())
+    }
+}
+
 #[test]
 fn what_no_file_system_holds_is_left_out() {
     let long = "x".repeat(256);

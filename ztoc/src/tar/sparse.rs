@@ -28,7 +28,8 @@ pub(super) const OFFSET: &[u8] = b"GNU.sparse.offset";
 pub(super) const NUM_BYTES: &[u8] = b"GNU.sparse.numbytes";
 pub(super) const FOLDED_MAP: &[u8] = MAP;
 
-type Records = [(Vec<u8>, Vec<u8>)];
+/// PAX records, keys ascending and unique.
+type Records<T> = [(T, T)];
 
 /// Where a member's map is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,15 +43,18 @@ pub(crate) enum SparseMap {
 }
 
 /// The value of a PAX record in a list sorted by key; empty if there is none.
-pub(super) fn record<'a>(pax: &'a Records, key: &[u8]) -> &'a [u8] {
-    match pax.binary_search_by(|(other, _)| other.as_slice().cmp(key)) {
-        Ok(found) => &pax[found].1,
+pub(super) fn record<'a, T: AsRef<[u8]>>(pax: &'a Records<T>, key: &[u8]) -> &'a [u8] {
+    match pax.binary_search_by(|(other, _)| other.as_ref().cmp(key)) {
+        Ok(found) => pax[found].1.as_ref(),
         Err(_) => &[],
     }
 }
 
 /// The map of a member with these records (keys ascending), which may not exceed `size`.
-pub(crate) fn from_pax(pax: &Records, size: u64) -> Result<SparseMap, SparseError> {
+pub(crate) fn from_pax<T: AsRef<[u8]>>(
+    pax: &Records<T>,
+    size: u64,
+) -> Result<SparseMap, SparseError> {
     match kind(pax) {
         SparseMap::Regions(_) => {
             let regions = parse_pax_map(pax)?;
@@ -62,7 +66,7 @@ pub(crate) fn from_pax(pax: &Records, size: u64) -> Result<SparseMap, SparseErro
 }
 
 /// Where the map is, without reading it.
-pub(super) fn kind(pax: &Records) -> SparseMap {
+pub(super) fn kind<T: AsRef<[u8]>>(pax: &Records<T>) -> SparseMap {
     match (record(pax, MAJOR), record(pax, MINOR)) {
         (b"0", b"0" | b"1") => SparseMap::Regions(Vec::new()),
         (b"1", b"0") => SparseMap::InArchive,
@@ -72,7 +76,7 @@ pub(super) fn kind(pax: &Records) -> SparseMap {
 }
 
 /// The logical size that the records of a sparse member state, if any.
-pub(super) fn stated_size(pax: &Records) -> Result<Option<i64>, SparseError> {
+pub(super) fn stated_size<T: AsRef<[u8]>>(pax: &Records<T>) -> Result<Option<i64>, SparseError> {
     let text = match record(pax, SIZE) {
         b"" => record(pax, REAL_SIZE),
         size => size,
@@ -100,7 +104,7 @@ pub(super) fn to_pax(regions: &[Region], size: u64) -> [(Vec<u8>, Vec<u8>); 5] {
     ]
 }
 
-fn parse_pax_map(pax: &Records) -> Result<Vec<Region>, SparseError> {
+fn parse_pax_map<T: AsRef<[u8]>>(pax: &Records<T>) -> Result<Vec<Region>, SparseError> {
     let blocks = decimal(record(pax, NUM_BLOCKS)).ok_or(SparseError("no number of blocks"))?;
     let text = record(pax, MAP);
     let mut numbers = text

@@ -63,14 +63,17 @@ fn plain(text: &[u8]) -> Option<i64> {
     if marks != *b"--T::Z" {
         return None;
     }
-    let number = |from: usize, to: usize| {
-        text[from..to].iter().try_fold(0, |number, byte| {
-            let digit = byte.is_ascii_digit().then(|| i64::from(byte - b'0'))?;
-            Some(number * 10 + digit)
-        })
+    let mut all_digits = true;
+    let mut two = |at: usize| {
+        let [ten, one] = [text[at], text[at + 1]].map(|byte| byte.wrapping_sub(b'0'));
+        all_digits &= ten < 10 && one < 10;
+        i64::from(ten) * 10 + i64::from(one)
     };
-    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
-    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
+    let (year, month, day) = (two(0) * 100 + two(2), two(5), two(8));
+    let (hour, minute, second) = (two(11), two(14), two(17));
+    if !all_digits {
+        return None;
+    }
     let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
     let of_month = *DAYS.get(usize::try_from(month - 1).ok()?)?;
     let last = of_month + i64::from(is_leap && month == 2);

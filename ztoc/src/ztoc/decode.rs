@@ -7,9 +7,9 @@ use crate::checkpoint::{GzipZinfo, TarZinfo, Zinfo, ZtocBytes};
 use crate::digest::Digest;
 use crate::error::{DecodeError, EntryError, WireError};
 use crate::span::SpanTable;
-use crate::toc::{Entry, EntryKind, Timestamp, Toc, TocInProgress};
+use crate::toc::{Entry, EntryKind, Timestamp, TocInProgress};
 use crate::unit::UncompressedOffset;
-use crate::wire::{OffsetVector, Reader, Table};
+use crate::wire::{OffsetVector, Place, Reader, Table};
 
 /// Entries that room is made for before they are seen: a vector may be said to be longer than it is.
 const RESERVED: usize = 1 << 18;
@@ -17,36 +17,65 @@ const RESERVED: usize = 1 << 18;
 pub(super) const GZIP: i8 = 1;
 pub(super) const UNCOMPRESSED: i8 = 2;
 
-/// Decodes; `left` is where the windows can be read later, if they are not to be held. The names of owners are left out
-/// then as well.
-pub(super) fn decode(bytes: &[u8], left: Option<Arc<dyn ZtocBytes>>) -> Result<Ztoc, DecodeError> {
-    if bytes.len() > Ztoc::MAX_ENCODED_LEN {
-        return Err(DecodeError::TooLarge(bytes.len()));
+/// A zTOC but for its entries.
+pub(super) struct Frame<'a> {
+    version: &'a [u8],
+    build_tool: &'a [u8],
+    pub(super) spans: SpanTable,
+    /// Where the entries are.
+    pub(super) entries: Place,
+}
+
+impl<'a> Frame<'a> {
+    /// Reads and checks it; `left` is where the windows can be read later, if they are not to be held.
+    pub(super) fn read(
+        reader: &Reader<'a>,
+        left: Option<Arc<dyn ZtocBytes>>,
+    ) -> Result<Self, DecodeError> {
+        if reader.len() > Ztoc::MAX_ENCODED_LEN {
+            return Err(DecodeError::TooLarge(reader.len()));
+        }
+        let root = reader.root()?;
+        let compressed_size = size(&root, 2, "compressed size")?;
+        let uncompressed_size = size(&root, 3, "uncompressed size")?;
+        let info = root
+            .table(5)?
+            .ok_or(DecodeError::Missing("compression information"))?;
+        let digests = digests(info.vector(2)?)?;
+        let spans = SpanTable::new(
+            zinfo(&info, left)?,
+            digests,
+            info.i32(1)?,
+            compressed_size,
+            uncompressed_size,
+        )?;
+        let toc = root
+            .table(4)?
+            .ok_or(DecodeError::Missing("table of contents"))?;
+        Ok(Self {
+            version: root.bytes(0)?,
+            build_tool: root.bytes(1)?,
+            spans,
+            entries: toc.vector(0)?.place(),
+        })
     }
+}
+
+/// Decodes all of it.
+pub(super) fn decode(bytes: &[u8]) -> Result<Ztoc, DecodeError> {
     let reader = Reader::new(bytes);
-    let root = reader.root()?;
-    let compressed_size = size(&root, 2, "compressed size")?;
-    let uncompressed_size = size(&root, 3, "uncompressed size")?;
-    let owners = left.is_none();
-    let info = root
-        .table(5)?
-        .ok_or(DecodeError::Missing("compression information"))?;
-    let digests = digests(info.vector(2)?)?;
-    let spans = SpanTable::new(
-        zinfo(&info, left)?,
-        digests,
-        info.i32(1)?,
-        compressed_size,
-        uncompressed_size,
-    )?;
-    let toc = root
-        .table(4)?
-        .ok_or(DecodeError::Missing("table of contents"))?;
+    let frame = Frame::read(&reader, None)?;
+    let len = frame.entries.len();
+    let mut toc = TocInProgress::new(frame.spans.uncompressed_size(), len.min(RESERVED));
+    for index in 0..len {
+        let table = reader.element(frame.entries, index)?;
+        toc.push(entry(&table, index, Owners::Kept)?.into_owned())?;
+    }
     Ok(Ztoc {
-        version: root.bytes(0)?.to_vec(),
-        build_tool: root.bytes(1)?.to_vec(),
-        toc: entries(toc.vector(0)?, owners, uncompressed_size)?,
-        spans,
+        version: frame.version.to_vec(),
+        build_tool: frame.build_tool.to_vec(),
+        toc: toc.finish()?,
+        spans: frame.spans,
     })
 }
 
@@ -76,59 +105,40 @@ fn digests(texts: OffsetVector<'_, '_>) -> Result<Vec<Digest>, DecodeError> {
     Ok(digests)
 }
 
-/// All entries of a layer of `size` uncompressed bytes; with the names of their `owners`, or without.
-fn entries(tables: OffsetVector<'_, '_>, owners: bool, size: u64) -> Result<Toc, DecodeError> {
-    let mut toc = TocInProgress::new(size, tables.len().min(RESERVED));
-    for (index, table) in tables.tables().enumerate() {
-        let table = table?;
-        let name = table.bytes(0)?.to_vec();
-        let entry = entry(&table, name, owners)?.map_err(|(name, source)| {
-            let name = String::from_utf8_lossy(&name).chars().take(200).collect();
-            DecodeError::Entry {
-                index,
-                name,
-                source,
-            }
-        })?;
-        toc.push(entry)?;
-    }
-    toc.finish()
+/// What becomes of the names of users and groups.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owners {
+    Kept,
+    LeftOut,
 }
 
-/// The inner error is about the entry of this name, the outer one about the buffer.
-type Checked = Result<Entry, (Vec<u8>, EntryError)>;
-
-fn entry(table: &Table<'_, '_>, name: Vec<u8>, owners: bool) -> Result<Checked, WireError> {
-    let (kind_text, offset, size) = (table.bytes(1)?, table.i64(2)?, table.i64(3)?);
-    let Some(kind) = EntryKind::from_text(kind_text) else {
-        let text = String::from_utf8_lossy(kind_text)
-            .chars()
-            .take(20)
-            .collect();
-        return Ok(Err((name, EntryError::Kind(text))));
+/// The entry that is the zTOC's `index`th.
+pub(super) fn entry<'a>(
+    table: &Table<'_, 'a>,
+    index: usize,
+    owners: Owners,
+) -> Result<Entry<&'a [u8]>, DecodeError> {
+    let name = table.bytes(0)?;
+    let bad = |source| DecodeError::Entry {
+        index,
+        name: String::from_utf8_lossy(name).chars().take(200).collect(),
+        source,
     };
-    let (Ok(unsigned_offset), Ok(unsigned_size)) = (u64::try_from(offset), u64::try_from(size))
-    else {
-        let (field, value) = if offset < 0 {
-            ("offset", offset)
-        } else {
-            ("size", size)
-        };
-        return Ok(Err((name, EntryError::Number { field, value })));
+    let owner = |id| match owners {
+        Owners::Kept => table.bytes(id),
+        Owners::LeftOut => Ok(&[][..]),
     };
-    let owner = |id| {
-        Ok::<_, WireError>(if owners {
-            table.bytes(id)?.to_vec()
-        } else {
-            Vec::new()
-        })
+    let number = |id, field| {
+        let value = table.i64(id)?;
+        u64::try_from(value).map_err(|_| bad(EntryError::Number { field, value }))
     };
-    Ok(Ok(Entry {
+    let kind = table.bytes(1)?;
+    Ok(Entry {
         name,
-        kind,
-        offset: UncompressedOffset(unsigned_offset),
-        size: unsigned_size,
-        link: table.bytes(4)?.to_vec(),
+        kind: EntryKind::from_text(kind).ok_or_else(|| bad(unknown(kind)))?,
+        offset: UncompressedOffset(number(2, "offset")?),
+        size: number(3, "size")?,
+        link: table.bytes(4)?,
         mode: table.i64(5)?,
         uid: table.u32(6)?,
         gid: table.u32(7)?,
@@ -138,22 +148,27 @@ fn entry(table: &Table<'_, '_>, name: Vec<u8>, owners: bool) -> Result<Checked, 
         dev_major: table.i64(11)?,
         dev_minor: table.i64(12)?,
         pax: pax(table.vector(13)?)?,
-    }))
+    })
 }
 
-type Records = Vec<(Vec<u8>, Vec<u8>)>;
+fn unknown(kind: &[u8]) -> EntryError {
+    let text = String::from_utf8_lossy(kind);
+    EntryError::Kind(text.chars().take(20).collect())
+}
+
+type Records<'a> = Vec<(&'a [u8], &'a [u8])>;
 
 /// Records by key, ascending; of several with one key the last.
-fn pax(tables: OffsetVector<'_, '_>) -> Result<Records, WireError> {
+fn pax<'a>(tables: OffsetVector<'_, 'a>) -> Result<Records<'a>, WireError> {
     let mut records = Vec::with_capacity(tables.len());
     for table in tables.tables() {
         let table = table?;
-        records.push((table.bytes(0)?.to_vec(), table.bytes(1)?.to_vec()));
+        records.push((table.bytes(0)?, table.bytes(1)?));
     }
     if !records.is_sorted_by(|(a, _), (b, _)| a < b) {
         records.reverse();
-        records.sort_by(|(a, _), (b, _)| a.cmp(b));
-        records.dedup_by(|(later, _), (kept, _)| later == kept);
+        records.sort_by_key(|(key, _)| *key);
+        records.dedup_by_key(|(key, _)| *key);
     }
     Ok(records)
 }
