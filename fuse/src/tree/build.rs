@@ -1,7 +1,5 @@
 //! Applies a layer's members one after another, as containerd's unpacker does.
 
-use std::thread;
-
 use ztoc::error::DecodeError;
 use ztoc::toc::Member;
 use ztoc::{Entry, EntryKind};
@@ -9,11 +7,10 @@ use ztoc::{Entry, EntryKind};
 use super::children::Names;
 use super::draft::{Draft, DraftBody, DraftDirectory, DraftIndex, Link};
 use super::finish;
-use super::headers::HeaderCheck;
 use super::left_out::{LeftOut, Reason};
 use super::name::{self, Base, PATH_MAX};
 use super::room::room;
-use super::source::Source;
+use super::source::{self, Source};
 use super::{LayerTree, Metadata};
 
 /// Symlinks followed on the way to one name; containerd's limit.
@@ -26,9 +23,6 @@ const MAX_LINK_HOPS: u32 = 40;
 /// components would otherwise make a small table of contents a huge tree.
 const IMPLIED_PER_ENTRY: usize = 4;
 const IMPLIED_AT_LEAST: usize = 1 << 16;
-
-/// Entries from which on a second thread pays.
-const MANY: usize = 10_000;
 
 /// Entries that room is made for before they are seen.
 const RESERVED: usize = 1 << 18;
@@ -53,30 +47,17 @@ pub(super) struct Builder<'t> {
     text_len: usize,
 }
 
-/// Builds the tree of what `source` has. Of much, another thread sees to the headers meanwhile; it ends before this returns.
+/// Builds the tree of what `source` has.
 pub(super) fn build(source: &impl Source) -> Result<LayerTree, DecodeError> {
-    let with_thread = source.has_headers() && source.len() >= MANY;
-    thread::scope(|scope| {
-        let elsewhere = with_thread.then(|| {
-            let thread = thread::Builder::new().name("headers".to_owned());
-            thread.spawn_scoped(scope, || HeaderCheck::all(source)).ok()
-        });
-        let mut builder = Builder::new(source.len());
-        for (number, member) in (0..).zip(source.members()) {
-            let member = member?;
-            builder.number = number;
-            if let Err(reason) = builder.apply(&member) {
-                builder.left_out.add(reason, member.entry.name);
-            }
+    let mut builder = Builder::new(source.len());
+    let checks = source::read(source, |number, member| {
+        builder.number = number;
+        if let Err(reason) = builder.apply(member) {
+            builder.left_out.add(reason, member.entry.name);
         }
-        builder.settle_links();
-        let checks = match elsewhere.flatten().map(|thread| thread.join()) {
-            Some(Ok(checks)) => checks?,
-            _ if source.has_headers() => HeaderCheck::all(source)?,
-            _ => Vec::new(),
-        };
-        Ok(finish::finish(builder, checks))
-    })
+    })?;
+    builder.settle_links();
+    Ok(finish::finish(builder, checks))
 }
 
 impl<'t> Builder<'t> {

@@ -1,8 +1,20 @@
 //! What trees are built of.
 
+use std::panic::resume_unwind;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread;
+
 use ztoc::error::DecodeError;
 use ztoc::toc::Member;
 use ztoc::{LeanToc, Toc};
+
+use super::headers::HeaderCheck;
+
+/// Entries from which on a second thread pays.
+const MANY: usize = 10_000;
+/// Entries that it hands over at once, and how many times so many may wait.
+const BATCH: usize = 1024;
+const BATCHES: usize = 4;
 
 /// The entries of a layer, to be gone through as often as wanted.
 pub(super) trait Source: Sync {
@@ -35,5 +47,63 @@ impl Source for LeanToc<'_> {
 
     fn members(&self) -> impl Iterator<Item = Result<Member<'_>, DecodeError>> {
         self.members()
+    }
+}
+
+/// Has `apply` see each entry of `source` with its number; what the headers of each must be comes of it, if there are any.
+/// Of many entries another thread reads them meanwhile; it ends before this returns.
+pub(super) fn read<'t>(
+    source: &'t impl Source,
+    mut apply: impl FnMut(u32, &Member<'t>),
+) -> Result<Vec<HeaderCheck>, DecodeError> {
+    let mut checks = Vec::new();
+    let mut numbers = 0..;
+    let mut each = |member: &Member<'t>| {
+        if source.has_headers() {
+            checks.push(HeaderCheck::of(member));
+        }
+        apply(numbers.next().unwrap_or(u32::MAX), member);
+    };
+    let many = source.len() >= MANY;
+    match many.then(|| read_ahead(source, &mut each)).flatten() {
+        Some(read) => read?,
+        None => source
+            .members()
+            .try_for_each(|member| member.map(|member| each(&member)))?,
+    }
+    Ok(checks)
+}
+
+/// Has `each` see all entries, which another thread reads; `None` if there is no thread.
+fn read_ahead<'t>(
+    source: &'t impl Source,
+    each: &mut impl FnMut(&Member<'t>),
+) -> Option<Result<(), DecodeError>> {
+    thread::scope(|scope| {
+        let (sender, batches) = sync_channel(BATCHES);
+        let thread = thread::Builder::new().name("entries".to_owned());
+        let reader = thread.spawn_scoped(scope, move || send(source.members(), &sender));
+        let reader = reader.ok()?;
+        for batch in batches {
+            batch.iter().for_each(&mut *each);
+        }
+        Some(reader.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    })
+}
+
+/// Sends all `members` in batches.
+fn send<'t>(
+    mut members: impl Iterator<Item = Result<Member<'t>, DecodeError>>,
+    sender: &SyncSender<Vec<Member<'t>>>,
+) -> Result<(), DecodeError> {
+    loop {
+        let mut batch = Vec::with_capacity(BATCH);
+        for member in members.by_ref().take(BATCH) {
+            batch.push(member?);
+        }
+        // If nobody receives any more, that thread has panicked.
+        if batch.is_empty() || sender.send(batch).is_err() {
+            return Ok(());
+        }
     }
 }
