@@ -21,6 +21,7 @@ use std::num::NonZeroU32;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
+use ztoc::compact::{ColumnToc, CompactError};
 use ztoc::error::DecodeError;
 use ztoc::toc::{Extent, Timestamp};
 use ztoc::{Entry, LeanToc, Toc, UncompressedOffset};
@@ -200,8 +201,10 @@ impl LayerTree {
     /// Never fails: what no file system could hold (a name too long, a parent that is a file, a
     /// hard link to nothing) is left out and reported in the log once.
     pub fn new(toc: &Toc) -> Self {
-        let tree = build::build(toc);
-        tree.expect("the entries of a table of contents have been read")
+        match build::build(toc) {
+            Ok(tree) => tree,
+            Err(never) => match never {},
+        }
     }
 
     /// The same from an encoded table.
@@ -217,6 +220,15 @@ impl LayerTree {
             }
             tree => tree,
         }
+    }
+
+    /// The same from the table of a compact zTOC.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with an entry.
+    pub fn read_columns(toc: &ColumnToc) -> Result<Self, CompactError> {
+        build::build(toc)
     }
 
     /// Bytes of memory that it takes. What sparse files have besides is left out.

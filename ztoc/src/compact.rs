@@ -29,6 +29,7 @@ mod window;
 use std::io;
 use std::sync::Arc;
 
+pub use self::entries::ColumnToc;
 use self::head::{Header, Sections};
 pub(crate) use self::spans::CompactSpan;
 pub(crate) use self::window::{GroupedWindows, SparseWindow, Used};
@@ -103,13 +104,13 @@ pub enum CompactError {
     Entries(#[from] Box<DecodeError>),
 }
 
-/// What a compact zTOC tells.
+/// What a compact zTOC tells; its table of contents in memory, or as a [`ColumnToc`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Compact {
+pub struct Compact<T = Toc> {
     /// The layer it is for: the digest of its blob.
     pub layer: Digest,
     /// The table of contents.
-    pub toc: Toc,
+    pub toc: T,
     /// The spans, with a checksum each; their windows stay in the blob.
     pub spans: SpanTable,
     /// Bytes of the head.
@@ -140,6 +141,25 @@ pub fn head_len(bytes: &[u8]) -> Result<Option<usize>, CompactError> {
 ///
 /// Which part is malformed, contradicts another, or exceeds a limit.
 pub fn decode(bytes: &[u8], blob: Arc<dyn ZtocBytes>) -> Result<Compact, CompactError> {
+    let lean = decode_lean(bytes, blob)?;
+    Ok(Compact {
+        layer: lean.layer,
+        toc: lean.toc.to_toc()?,
+        spans: lean.spans,
+        head_len: lean.head_len,
+        blob_len: lean.blob_len,
+    })
+}
+
+/// The same, but for the entries, which are checked when they are looked at.
+///
+/// # Errors
+///
+/// As [`decode`], but for what is wrong with entries.
+pub fn decode_lean(
+    bytes: &[u8],
+    blob: Arc<dyn ZtocBytes>,
+) -> Result<Compact<ColumnToc>, CompactError> {
     let cut_off = |expected: usize| CompactError::CutOff {
         expected: expected as u64,
         actual: bytes.len() as u64,
@@ -149,10 +169,10 @@ pub fn decode(bytes: &[u8], blob: Arc<dyn ZtocBytes>) -> Result<Compact, Compact
     let head = bytes.get(..head_len).ok_or_else(|| cut_off(head_len))?;
     let sections = Sections::unpack(head)?;
     let spans = spans::decode(&header, &sections.spans, blob)?;
-    let entries = entries::decode(&sections.entries, header.entries as usize)?;
+    let count = header.entries as usize;
     Ok(Compact {
         layer: header.layer,
-        toc: Toc::new(entries, header.uncompressed_size).map_err(Box::new)?,
+        toc: ColumnToc::new(sections.entries, count, header.uncompressed_size)?,
         spans,
         head_len,
         blob_len: header.blob_len,

@@ -5,8 +5,8 @@ mod timestamp;
 
 use std::ops::Range;
 
-pub(crate) use self::member::Headers;
 pub use self::member::Member;
+pub(crate) use self::member::Walk;
 pub use self::timestamp::Timestamp;
 use crate::error::{DecodeError, EntryError, SparseError};
 use crate::tar::sparse::{self, MAX_MAP_LEN, Region, SparseMap};
@@ -321,7 +321,7 @@ impl<T: AsRef<[u8]>> Entry<T> {
     }
 
     /// [`Self::check`], with an error that says which entry it is.
-    pub(crate) fn checked(
+    fn checked(
         &self,
         index: usize,
         header: Option<u64>,

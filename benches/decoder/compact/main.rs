@@ -115,12 +115,11 @@ fn measure(forms: &Forms, rounds: usize) -> Result<[Cost; 2]> {
         ztoc_window = ztoc_window.min(windows(&spans)?);
         let (took, opened) = timed(|| {
             let digest = Digest::of(head);
-            (
-                digest,
-                compact::decode(head, Arc::new(Left(Arc::clone(&compact)))),
-            )
+            let lean = compact::decode_lean(head, Arc::new(Left(Arc::clone(&compact))))?;
+            let entries = lean.toc.members().collect::<Result<Vec<_>, _>>()?;
+            anyhow::Ok((digest, entries.len(), lean.spans))
         });
-        let spans = opened.1?.spans;
+        let (_, _, spans) = opened?;
         compact_open = compact_open.min(took);
         compact_window = compact_window.min(windows(&spans)?);
     }

@@ -5,10 +5,11 @@ use std::io::{self, Write as _};
 use std::path::Path;
 use std::sync::Arc;
 
+use fuse::LayerTree;
 use ztoc::compact::{self, CompactError, InMemory};
 use ztoc::error::DecodeError;
 use ztoc::unit::ByteLen as _;
-use ztoc::{Digest, SpanId, SpanTable, Toc, Ztoc};
+use ztoc::{Digest, SpanId, SpanTable, Ztoc};
 
 use super::kept_ztoc::{Held, KeptZtoc};
 use super::record::Origin;
@@ -99,7 +100,7 @@ pub(super) struct Stored {
 }
 
 /// A layer's names and spans, and where the windows are, if they may be missing.
-type Decoded = (fuse::LayerTree, SpanTable, Option<Windows>);
+type Decoded = (LayerTree, SpanTable, Option<Windows>);
 
 impl Stored {
     /// What it describes. A large one is compared with its digest while it is decoded: decoding is safe whatever
@@ -139,24 +140,16 @@ fn decode(
     let kept = Arc::new(kept);
     let Some(blob_len) = record.blob_len() else {
         let decoded = Ztoc::decode_lean(bytes, kept);
-        let decoded = decoded.and_then(|(toc, spans)| Ok((fuse::LayerTree::read(toc)?, spans)));
+        let decoded = decoded.and_then(|(toc, spans)| Ok((LayerTree::read(toc)?, spans)));
         let (tree, spans) = decoded.map_err(|source| no_ztoc(layer, &ztoc, source))?;
         return Ok((tree, spans, None));
     };
     let blob = Arc::clone(&kept);
-    let decoded = compact::decode(bytes, blob);
-    let decoded = decoded.map_err(|source| no_compact(layer, &ztoc, source))?;
+    let decoded = compact::decode_lean(bytes, blob);
+    let decoded = decoded.and_then(|lean| Ok((LayerTree::read_columns(&lean.toc)?, lean.spans)));
+    let (tree, spans) = decoded.map_err(|source| no_compact(layer, &ztoc, source))?;
     let windows = Windows::new(kept, ztoc, blob_len);
-    Ok((tree_of(decoded.toc), decoded.spans, Some(windows)))
-}
-
-/// The tree of a layer. Nobody waits until the table is freed, which takes a tenth of the time to open a large one.
-fn tree_of(toc: Toc) -> fuse::LayerTree {
-    let tree = fuse::LayerTree::new(&toc);
-    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-        runtime.spawn_blocking(move || drop(toc));
-    }
-    tree
+    Ok((tree, spans, Some(windows)))
 }
 
 /// Reads it. Blocks on file I/O.

@@ -1,6 +1,5 @@
 //! Applies a layer's members one after another, as containerd's unpacker does.
 
-use ztoc::error::DecodeError;
 use ztoc::toc::Member;
 use ztoc::{Entry, EntryKind};
 
@@ -48,7 +47,7 @@ pub(super) struct Builder<'t> {
 }
 
 /// Builds the tree of what `source` has.
-pub(super) fn build(source: &impl Source) -> Result<LayerTree, DecodeError> {
+pub(super) fn build<S: Source>(source: &S) -> Result<LayerTree, S::Error> {
     let mut builder = Builder::new(source.len());
     let checks = source::read(source, |number, member| {
         builder.number = number;

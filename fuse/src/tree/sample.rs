@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
-use ztoc::error::DecodeError;
 use ztoc::toc::{Member, Timestamp};
 use ztoc::{Entry, EntryKind, UncompressedOffset};
 
@@ -66,11 +66,13 @@ pub(crate) fn tree(entries: &[Entry]) -> Arc<LayerTree> {
 struct Entries<'a>(&'a [Entry]);
 
 impl Source for Entries<'_> {
+    type Error = Infallible;
+
     fn len(&self) -> usize {
         self.0.len()
     }
 
-    fn members(&self) -> impl Iterator<Item = Result<Member<'_>, DecodeError>> {
+    fn members(&self) -> impl Iterator<Item = Result<Member<'_>, Infallible>> {
         let entries = self.0.iter().map(Entry::borrowed);
         entries.map(|entry| {
             Ok(Member {

@@ -1,9 +1,11 @@
 //! What trees are built of.
 
+use std::convert::Infallible;
 use std::panic::resume_unwind;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 
+use ztoc::compact::{ColumnToc, CompactError};
 use ztoc::error::DecodeError;
 use ztoc::toc::Member;
 use ztoc::{LeanToc, Toc};
@@ -18,11 +20,14 @@ const BATCHES: usize = 4;
 
 /// The entries of a layer, to be gone through as often as wanted.
 pub(super) trait Source: Sync {
+    /// What can be wrong with an entry.
+    type Error: Send;
+
     /// How many there are.
     fn len(&self) -> usize;
 
     /// All of them in tar order; an error is the last.
-    fn members(&self) -> impl Iterator<Item = Result<Member<'_>, DecodeError>>;
+    fn members(&self) -> impl Iterator<Item = Result<Member<'_>, Self::Error>>;
 
     /// Whether there is a tar with headers.
     fn has_headers(&self) -> bool {
@@ -31,16 +36,20 @@ pub(super) trait Source: Sync {
 }
 
 impl Source for Toc {
+    type Error = Infallible;
+
     fn len(&self) -> usize {
         self.entries().len()
     }
 
-    fn members(&self) -> impl Iterator<Item = Result<Member<'_>, DecodeError>> {
+    fn members(&self) -> impl Iterator<Item = Result<Member<'_>, Infallible>> {
         self.members().map(Ok)
     }
 }
 
 impl Source for LeanToc<'_> {
+    type Error = DecodeError;
+
     fn len(&self) -> usize {
         self.len()
     }
@@ -50,12 +59,24 @@ impl Source for LeanToc<'_> {
     }
 }
 
+impl Source for ColumnToc {
+    type Error = CompactError;
+
+    fn len(&self) -> usize {
+        self.len()
+    }
+
+    fn members(&self) -> impl Iterator<Item = Result<Member<'_>, CompactError>> {
+        self.members()
+    }
+}
+
 /// Has `apply` see each entry of `source` with its number; what the headers of each must be comes of it, if there are any.
 /// Of many entries another thread reads them meanwhile; it ends before this returns.
-pub(super) fn read<'t>(
-    source: &'t impl Source,
+pub(super) fn read<'t, S: Source>(
+    source: &'t S,
     mut apply: impl FnMut(u32, &Member<'t>),
-) -> Result<Vec<HeaderCheck>, DecodeError> {
+) -> Result<Vec<HeaderCheck>, S::Error> {
     let mut checks = Vec::new();
     let mut numbers = 0..;
     let mut each = |member: &Member<'t>| {
@@ -75,10 +96,10 @@ pub(super) fn read<'t>(
 }
 
 /// Has `each` see all entries, which another thread reads; `None` if there is no thread.
-fn read_ahead<'t>(
-    source: &'t impl Source,
+fn read_ahead<'t, S: Source>(
+    source: &'t S,
     each: &mut impl FnMut(&Member<'t>),
-) -> Option<Result<(), DecodeError>> {
+) -> Option<Result<(), S::Error>> {
     thread::scope(|scope| {
         let (sender, batches) = sync_channel(BATCHES);
         let thread = thread::Builder::new().name("entries".to_owned());
@@ -92,10 +113,10 @@ fn read_ahead<'t>(
 }
 
 /// Sends all `members` in batches.
-fn send<'t>(
-    mut members: impl Iterator<Item = Result<Member<'t>, DecodeError>>,
+fn send<'t, E>(
+    mut members: impl Iterator<Item = Result<Member<'t>, E>>,
     sender: &SyncSender<Vec<Member<'t>>>,
-) -> Result<(), DecodeError> {
+) -> Result<(), E> {
     loop {
         let mut batch = Vec::with_capacity(BATCH);
         for member in members.by_ref().take(BATCH) {

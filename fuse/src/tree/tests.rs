@@ -64,7 +64,8 @@ fn a_tree_is_the_same_read_from_an_encoded_table_in_whatever_order() {
             span_size: ztoc::SpanSize::DEFAULT,
             build_tool: String::new(),
         };
-        let built = ztoc::builder::build(ztoc::Compression::Uncompressed, &*tar, &options).unwrap();
+        let (compression, spans) = (ztoc::Compression::Uncompressed, ztoc::SpanSize::DEFAULT);
+        let built = ztoc::builder::build_both(compression, &*tar, &options, spans).unwrap();
         let mut bytes = built.ztoc.encode();
         let whole = paths(&LayerTree::new(built.ztoc.toc()));
         assert_eq!(whole.len(), files + 20.min(files));
@@ -73,6 +74,12 @@ fn a_tree_is_the_same_read_from_an_encoded_table_in_whatever_order() {
             LayerTree::read(toc)
         };
         assert_eq!(paths(&read(&bytes).unwrap()), whole);
+        let compact = built.encode_compact().unwrap().unwrap();
+        let compact = ztoc::compact::decode_lean(&compact, Arc::new(Nowhere)).unwrap();
+        assert_eq!(
+            paths(&LayerTree::read_columns(&compact.toc).unwrap()),
+            whole
+        );
         // Positions of the first entry and of the fourth, which are as long.
         let place = |entry: usize| {
             let offset = built.ztoc.toc().entries()[entry].offset.0.to_le_bytes();

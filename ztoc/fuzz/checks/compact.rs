@@ -22,9 +22,14 @@ pub(crate) fn check(bytes: &[u8]) {
 }
 
 fn check_blob(blob: &[u8]) {
-    let Ok(decoded) = compact::decode(blob, Arc::new(InMemory::new(blob.to_vec()))) else {
+    let windows = Arc::new(InMemory::new(blob.to_vec()));
+    let lean = compact::decode_lean(blob, windows.clone());
+    let Ok(decoded) = compact::decode(blob, windows) else {
         return;
     };
+    let lean = lean.expect("it is decoded");
+    let members = lean.toc.members().map(|member| member.expect("as before"));
+    assert!(members.eq(decoded.toc.members()));
     assert!(compact::is_compact(blob));
     assert_eq!(compact::head_len(blob), Ok(Some(decoded.head_len)));
     let spans = &decoded.spans;

@@ -101,7 +101,7 @@ impl<'a> Column<'a> {
     }
 
     /// Checks that nothing is left.
-    pub(super) fn end(self) -> Result<(), CompactError> {
+    pub(super) fn end(&self) -> Result<(), CompactError> {
         match self.bytes {
             [] => Ok(()),
             _ => Err(self.malformed()),

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::column::{Column, put_number, zigzag};
 use super::{CompactError, MAX_ENTRIES, MAX_TEXT_LEN};
 use crate::tar::BLOCK_LEN;
-use crate::toc::{Entry, EntryKind, Timestamp, Toc};
+use crate::toc::{Entry, EntryKind, Member, Timestamp, Toc, Walk};
 use crate::unit::UncompressedOffset;
 
 /// The columns in their order in the blob.
@@ -116,7 +116,7 @@ fn take_bytes<'a>(from: &mut Column<'a>) -> Result<&'a [u8], CompactError> {
 }
 
 /// Where an entry's data would begin if nothing but its size stood between it and the one before.
-fn after(entry: &Entry) -> u64 {
+fn after<T>(entry: &Entry<T>) -> u64 {
     let stored = match entry.kind {
         EntryKind::Regular => entry.size,
         _ => 0,
@@ -198,48 +198,129 @@ pub(super) fn encode(toc: &Toc) -> Result<[Vec<u8>; COLUMNS.len()], CompactError
     Ok(columns)
 }
 
-/// Reads what [`encode`] wrote of `count` entries.
-pub(super) fn decode(
-    columns: &[Vec<u8>; COLUMNS.len()],
+/// A table of contents in its columns. Its entries are read and checked one after another and never held; only their names
+/// are laid out, as each shares its beginning with the one before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ColumnToc {
+    columns: [Vec<u8>; COLUMNS.len()],
+    names: Vec<u8>,
     count: usize,
-) -> Result<Vec<Entry>, CompactError> {
-    let mut reader = Reader::new(columns);
-    if count > MAX_ENTRIES || count > columns[0].len() {
-        return Err(CompactError::TooLarge);
+    /// Bytes of the tar.
+    size: u64,
+}
+
+impl ColumnToc {
+    /// What [`encode`] wrote of `count` entries of a layer of `size` uncompressed bytes.
+    pub(super) fn new(
+        columns: [Vec<u8>; COLUMNS.len()],
+        count: usize,
+        size: u64,
+    ) -> Result<Self, CompactError> {
+        if count > MAX_ENTRIES || count > columns[0].len() {
+            return Err(CompactError::TooLarge);
+        }
+        let names = names(&columns, count)?;
+        Ok(Self {
+            columns,
+            names,
+            count,
+            size,
+        })
     }
-    let mut entries: Vec<Entry> = Vec::with_capacity(count);
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// All entries in tar order.
+    ///
+    /// # Errors
+    ///
+    /// What is malformed, or contradicts another entry or the layer.
+    pub fn members(&self) -> impl Iterator<Item = Result<Member<'_>, CompactError>> {
+        let mut reader = Reader::new(self);
+        let mut walk = Walk::new(self.size);
+        let mut left = self.count;
+        std::iter::from_fn(move || {
+            let Some(behind) = left.checked_sub(1) else {
+                return reader.end().err().map(Err);
+            };
+            left = behind;
+            let entry = reader.entry();
+            Some(entry.and_then(|entry| Ok(walk.pass(entry).map_err(Box::new)?)))
+        })
+    }
+
+    /// The same in memory.
+    pub(super) fn to_toc(&self) -> Result<Toc, CompactError> {
+        let entries = self.members().map(|member| Ok(member?.entry.into_owned()));
+        let entries = entries.collect::<Result<_, CompactError>>()?;
+        Ok(Toc { entries })
+    }
+}
+
+/// The names of `count` entries, one after another.
+fn names(columns: &[Vec<u8>; COLUMNS.len()], count: usize) -> Result<Vec<u8>, CompactError> {
+    let [_, shared, others, names, ..] = columns;
+    let [mut shared, mut others, mut own] = [(1, shared), (2, others), (3, names)]
+        .map(|(index, bytes)| Column::new(COLUMNS[index], bytes));
+    let (mut names, mut last) = (Vec::with_capacity(own.len()), 0..0);
     for _ in 0..count {
-        let entry = reader.entry(entries.last())?;
-        entries.push(entry);
+        let (shared, other) = (shared.length()?, others.length()?);
+        if shared > last.len() {
+            return Err(CompactError::Column("shared name lengths"));
+        }
+        let start = names.len();
+        if start + shared > MAX_TEXT_LEN {
+            return Err(CompactError::TooLarge);
+        }
+        names.extend_from_within(last.start..last.start + shared);
+        names.extend_from_slice(own.bytes(other)?);
+        last = start..names.len();
     }
-    reader.end()?;
-    Ok(entries)
+    own.end()?;
+    Ok(names)
 }
 
 struct Reader<'a> {
     columns: [Column<'a>; COLUMNS.len()],
+    /// Those of the entries to come.
+    names: &'a [u8],
     owners: Vec<Owner<'a>>,
     seconds: i64,
+    /// Where the data of the next entry would begin if nothing but its size stood between it and the one before.
+    expected: u64,
     text_len: usize,
 }
 
 impl<'a> Reader<'a> {
-    fn new(columns: &'a [Vec<u8>; COLUMNS.len()]) -> Self {
-        let column = |index: usize| Column::new(COLUMNS[index], &columns[index]);
+    fn new(toc: &'a ColumnToc) -> Self {
+        let column = |index: usize| Column::new(COLUMNS[index], &toc.columns[index]);
+        let mut columns = std::array::from_fn(column);
+        // They are laid out.
+        columns[3] = Column::new(COLUMNS[3], &[]);
         Self {
-            columns: std::array::from_fn(column),
+            columns,
+            names: &toc.names,
             owners: Vec::new(),
             seconds: 0,
+            expected: 0,
             text_len: 0,
         }
     }
 
-    fn entry(&mut self, before: Option<&Entry>) -> Result<Entry, CompactError> {
+    fn entry(&mut self) -> Result<Entry<&'a [u8]>, CompactError> {
         let [
             kinds,
             shared,
             others,
-            names,
+            _,
             positions,
             sizes,
             link_lengths,
@@ -254,10 +335,10 @@ impl<'a> Reader<'a> {
         ] = &mut self.columns;
         let kind = KINDS.get(kinds.length()?);
         let kind = *kind.ok_or(CompactError::Column("kinds"))?;
-        let (shared, other) = (shared.length()?, others.length()?);
-        let shared = before.map_or(&[][..], |before| &before.name).get(..shared);
-        let shared = shared.ok_or(CompactError::Column("shared name lengths"))?;
-        let other = names.bytes(other)?;
+        let name_len = shared.length()?.saturating_add(others.length()?);
+        let names = self.names.split_at_checked(name_len);
+        let (name, names) = names.ok_or(CompactError::Column("names"))?;
+        self.names = names;
         let link_len = link_lengths.length()?;
         let link = links.bytes(link_len)?;
         let number = owned.length()?;
@@ -267,13 +348,12 @@ impl<'a> Reader<'a> {
         let owner = self.owners.get(number);
         let owner = owner.ok_or(CompactError::Column("owner of each entry"))?;
         let mut pax = Vec::with_capacity(owner.keys.len());
-        let mut text_len = shared.len() + other.len() + link.len();
-        text_len += owner.uname.len() + owner.gname.len();
-        for key in &owner.keys {
+        let mut text_len = name.len() + link.len() + owner.uname.len() + owner.gname.len();
+        for &key in &owner.keys {
             let len = pax_lengths.length()?;
             let value = pax_values.bytes(len)?;
             text_len += key.len() + value.len();
-            pax.push((key.to_vec(), value.to_vec()));
+            pax.push((key, value));
         }
         self.text_len += text_len;
         if self.text_len > MAX_TEXT_LEN {
@@ -286,30 +366,32 @@ impl<'a> Reader<'a> {
                 Some(time(self.seconds, more - 1)?)
             }
         };
-        let expected = before.map_or(0, after);
-        let offset = expected.wrapping_add_signed(positions.signed()?);
+        let offset = self.expected.wrapping_add_signed(positions.signed()?);
         let [mode, uid, gid, dev_major, dev_minor] = owner.numbers;
         let id = |id: i64| u32::try_from(id).map_err(|_| CompactError::Column("owners"));
-        Ok(Entry {
-            name: [shared, other].concat(),
+        let entry = Entry {
+            name,
             kind,
             offset: UncompressedOffset(offset),
             size: sizes.number()?,
-            link: link.to_vec(),
+            link,
             mode,
             uid: id(uid)?,
             gid: id(gid)?,
-            uname: owner.uname.to_vec(),
-            gname: owner.gname.to_vec(),
+            uname: owner.uname,
+            gname: owner.gname,
             mtime,
             dev_major,
             dev_minor,
             pax,
-        })
+        };
+        self.expected = after(&entry);
+        Ok(entry)
     }
 
-    fn end(self) -> Result<(), CompactError> {
-        self.columns.into_iter().try_for_each(Column::end)
+    /// Checks that nothing is left.
+    fn end(&self) -> Result<(), CompactError> {
+        self.columns.iter().try_for_each(|column| column.end())
     }
 }
 

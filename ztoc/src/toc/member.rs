@@ -1,6 +1,7 @@
 //! Entries one after another, with where their headers lie.
 
 use super::{Entry, Toc, XATTR};
+use crate::error::DecodeError;
 use crate::unit::UncompressedOffset;
 
 /// An entry of a table of contents, and what its place there says.
@@ -16,7 +17,7 @@ pub struct Member<'a> {
 
 /// Where the headers of the next entry begin, in tar order.
 #[derive(Debug, Clone)]
-pub(crate) struct Headers {
+struct Headers {
     /// Where the last entry ended.
     end: Option<u64>,
     /// Position of the last entry, and where its headers began.
@@ -24,35 +25,53 @@ pub(crate) struct Headers {
 }
 
 impl Headers {
-    pub(crate) fn new() -> Self {
+    fn new() -> Self {
         Self {
             end: Some(0),
             last: None,
         }
     }
 
-    /// Where the entry before ended, if that is known.
-    pub(crate) fn end(&self) -> Option<u64> {
-        self.end
-    }
-
-    /// The position of the entry before, if there was one.
-    pub(crate) fn position(&self) -> Option<UncompressedOffset> {
-        self.last.map(|(offset, _)| offset)
-    }
-
     /// Where the headers of the entry at `offset`, which ends at `end`, begin.
-    pub(crate) fn pass(
-        &mut self,
-        offset: UncompressedOffset,
-        end: Option<u64>,
-    ) -> Option<UncompressedOffset> {
+    fn pass(&mut self, offset: UncompressedOffset, end: Option<u64>) -> Option<UncompressedOffset> {
         let header = match self.last {
             Some((last, header)) if last == offset => header,
             _ => self.end,
         };
         (self.end, self.last) = (end, Some((offset, header)));
         header.map(UncompressedOffset)
+    }
+}
+
+/// Checks entries one after another, which must come in tar order.
+#[derive(Debug)]
+pub(crate) struct Walk {
+    headers: Headers,
+    /// Bytes of the tar.
+    size: u64,
+    number: usize,
+}
+
+impl Walk {
+    /// Through a layer of `size` uncompressed bytes.
+    pub(crate) fn new(size: u64) -> Self {
+        Self {
+            headers: Headers::new(),
+            size,
+            number: 0,
+        }
+    }
+
+    /// Takes the next entry.
+    pub(crate) fn pass<'a>(&mut self, entry: Entry<&'a [u8]>) -> Result<Member<'a>, DecodeError> {
+        let Headers { end, last } = self.headers;
+        if last.is_some_and(|(last, _)| last > entry.offset) {
+            return Err(DecodeError::Disorder);
+        }
+        let end = entry.checked(self.number, end, self.size)?;
+        self.number += 1;
+        let header = self.headers.pass(entry.offset, end);
+        Ok(Member { entry, header })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::decode::{Frame, Owners, entry};
 use crate::error::DecodeError;
-use crate::toc::{Headers, Member};
+use crate::toc::{Member, Walk};
 use crate::wire::{Place, Reader};
 
 /// The table of contents of an encoded zTOC. Its entries are read and checked one after another and never held: of many
@@ -45,18 +45,12 @@ impl<'a> LeanToc<'a> {
     /// front of the one before it: [`Self::sort`] helps.
     pub fn members(&self) -> impl Iterator<Item = Result<Member<'a>, DecodeError>> {
         let reader = Reader::new(self.bytes);
-        let mut headers = Headers::new();
+        let mut walk = Walk::new(self.size);
         (0..self.len()).map(move |number| {
             let order = self.order.as_ref();
             let index = order.map_or(number, |order| order[number] as usize);
             let table = reader.element(self.entries, index)?;
-            let entry = entry(&table, number, Owners::LeftOut)?;
-            if headers.position().is_some_and(|last| last > entry.offset) {
-                return Err(DecodeError::Disorder);
-            }
-            let end = entry.checked(number, headers.end(), self.size)?;
-            let header = headers.pass(entry.offset, end);
-            Ok(Member { entry, header })
+            walk.pass(entry(&table, number, Owners::LeftOut)?)
         })
     }
 
