@@ -61,12 +61,14 @@ pub(super) fn build<S: Source>(source: &S) -> Result<LayerTree, S::Error> {
 
 impl<'t> Builder<'t> {
     fn new(entries: usize) -> Self {
-        let mut drafts = room(entries.min(RESERVED) + 2);
+        // Some more for directories without an entry of their own.
+        let reserved = entries.min(RESERVED) + entries.min(RESERVED) / 8;
+        let mut drafts = room(reserved + 2);
         let whiteout = Draft::new(DraftBody::Whiteout, Metadata::WHITEOUT, 0);
         drafts.extend([Draft::implied_directory(ROOT), whiteout]);
         Self {
             drafts,
-            names: Names::new(entries.min(RESERVED)),
+            names: Names::new(reserved),
             left_out: LeftOut::default(),
             unresolved: Vec::new(),
             implied_left: entries

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::panic::resume_unwind;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread;
 
 use ztoc::compact::{ColumnToc, CompactError};
@@ -102,23 +102,29 @@ fn read_ahead<'t, S: Source>(
 ) -> Option<Result<(), S::Error>> {
     thread::scope(|scope| {
         let (sender, batches) = sync_channel(BATCHES);
+        let (used, free) = channel();
         let thread = thread::Builder::new().name("entries".to_owned());
-        let reader = thread.spawn_scoped(scope, move || send(source.members(), &sender));
+        let reader = thread.spawn_scoped(scope, move || send(source.members(), &sender, &free));
         let reader = reader.ok()?;
-        for batch in batches {
+        for mut batch in batches {
             batch.iter().for_each(&mut *each);
+            batch.clear();
+            // To be filled again: a fresh one costs a page fault for each of its pages.
+            let _ = used.send(batch);
         }
         Some(reader.join().unwrap_or_else(|panic| resume_unwind(panic)))
     })
 }
 
-/// Sends all `members` in batches.
+/// Sends all `members` in batches, those that come back through `free` as long as there are any.
 fn send<'t, E>(
     mut members: impl Iterator<Item = Result<Member<'t>, E>>,
     sender: &SyncSender<Vec<Member<'t>>>,
+    free: &Receiver<Vec<Member<'t>>>,
 ) -> Result<(), E> {
     loop {
-        let mut batch = Vec::with_capacity(BATCH);
+        let fresh = |_| Vec::with_capacity(BATCH);
+        let mut batch = free.try_recv().unwrap_or_else(fresh);
         for member in members.by_ref().take(BATCH) {
             batch.push(member?);
         }
