@@ -153,7 +153,11 @@ fn create(node: &Node, wanted: Start<'_>, id: &str) -> Result<()> {
 }
 
 fn start(node: &Node, id: &str) -> Result<Started> {
-    Started::run(node.containerd.ctr().command().args(["tasks", "start", id])).context("start")
+    let output = node.output(id);
+    let mut start = node.containerd.ctr().command();
+    start.args(["tasks", "start", "--log-uri"]);
+    start.arg(format!("file://{}", output.display())).arg(id);
+    Started::run(&mut start, &output).context("start")
 }
 
 /// Waits for the workload's end, which of a service is brought about; when that was.

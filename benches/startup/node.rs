@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -21,6 +22,8 @@ pub(crate) struct Node {
     pub(crate) daemon: Option<Service>,
     pub(crate) mode: Mode,
     soci: Soci,
+    /// What containers print.
+    outputs: PathBuf,
 }
 
 impl Node {
@@ -48,7 +51,13 @@ impl Node {
             daemon,
             mode,
             soci,
+            outputs: scratch.dir("outputs")?,
         })
+    }
+
+    /// Where the container `id` prints to.
+    pub(crate) fn output(&self, id: &str) -> PathBuf {
+        self.outputs.join(id)
     }
 
     /// The command that pulls `reference`.

@@ -1,9 +1,13 @@
 //! A container that is started, and the moment when it is ready.
 
-use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::workload::Ready;
 
-/// How often a port is asked.
+/// How often a port is asked, or output looked for.
 const POLL: Duration = Duration::from_millis(2);
 /// Longest time to become ready.
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -24,26 +28,29 @@ pub(crate) struct Started {
 }
 
 impl Started {
-    /// Runs `command`, which prints what the container prints.
-    pub(crate) fn run(command: &mut Command) -> Result<Self> {
+    /// Runs `command`, whose container prints to the file `output` as the shim writes it. containerd's client has a way of its
+    /// own, through pipes that it opens once the task is there: what a short task prints before that is lost.
+    pub(crate) fn run(command: &mut Command, output: &Path) -> Result<Self> {
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()?;
         let (send, lines) = channel();
-        let out = child.stdout.take().context("a pipe")?;
+        let mut out = child.stdout.take().context("a pipe")?;
         let err = child.stderr.take().context("a pipe")?;
-        let pipes: [Box<dyn Read + Send>; 2] = [Box::new(out), Box::new(err)];
-        for pipe in pipes {
-            let send = send.clone();
-            thread::spawn(move || {
-                for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-                    if send.send(line).is_err() {
-                        break;
-                    }
-                }
-            });
-        }
+        let said = send.clone();
+        thread::spawn(move || {
+            let lines = BufReader::new(err).lines().map_while(Result::ok);
+            lines.map_while(|line| said.send(line).ok()).for_each(drop);
+        });
+        let ended = Arc::new(AtomicBool::new(false));
+        let end = Arc::clone(&ended);
+        thread::spawn(move || {
+            let _ = io::copy(&mut out, &mut io::sink());
+            end.store(true, Ordering::Release);
+        });
+        let output = output.to_owned();
+        thread::spawn(move || follow(&output, &ended, &send));
         Ok(Self {
             child,
             lines,
@@ -82,7 +89,11 @@ impl Started {
             }
             Err(RecvTimeoutError::Timeout) => Ok(false),
             Err(RecvTimeoutError::Disconnected) => {
-                bail!("it ended and never printed {wanted:?}:\n{}", self.output())
+                let status = self.child.wait()?;
+                bail!(
+                    "it ended, {status}, and never printed {wanted:?}:\n{}",
+                    self.output()
+                )
             }
         }
     }
@@ -130,6 +141,33 @@ impl Started {
     fn output(&mut self) -> String {
         self.seen.extend(self.lines.try_iter());
         self.seen.join("\n")
+    }
+}
+
+/// Sends the lines of a file, which may not be there yet, until `ended` says that no more come.
+fn follow(path: &Path, ended: &AtomicBool, send: &Sender<String>) {
+    let (mut file, mut text) = (None, Vec::new());
+    loop {
+        let is_last = ended.load(Ordering::Acquire);
+        file = file.or_else(|| File::open(path).ok());
+        if let Some(file) = &mut file {
+            let _ = file.read_to_end(&mut text);
+        }
+        let mut lines = text.split_inclusive(|byte| *byte == b'\n');
+        let whole = |line: &&[u8]| is_last || line.ends_with(b"\n");
+        let mut taken = 0;
+        for line in lines.by_ref().take_while(whole) {
+            taken += line.len();
+            let line = String::from_utf8_lossy(line.trim_ascii_end()).into_owned();
+            if send.send(line).is_err() {
+                return;
+            }
+        }
+        text.drain(..taken);
+        if is_last {
+            return;
+        }
+        thread::sleep(POLL);
     }
 }
 

@@ -113,9 +113,12 @@ fn a_start_that_fails_is_listed_and_the_others_are_measured() {
 
     assert_eq!(ended.status.code(), Some(1), "{said}");
     assert!(said.ends_with("6 samples could not be taken\n"), "{said}");
-    let failed = "- failed: silent over no limit, 0 ms, lazy, round 1: it ended and never printed";
+    let failed = "- failed: silent over no limit, 0 ms, lazy, round 1: it ended, exit status: 0, and never printed";
     assert!(printed.contains(failed), "{printed}");
-    assert!(said.contains("it ended and never printed"), "{said}");
+    assert!(
+        said.contains("it ended, exit status: 0, and never printed"),
+        "{said}"
+    );
     let text = fs::read(out.join("startup.json")).unwrap();
     let results: Value = serde_json::from_slice(&text).unwrap();
     // After three failures it is left.

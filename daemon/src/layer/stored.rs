@@ -22,14 +22,23 @@ const LARGE: usize = 1 << 20;
 /// Checks the zTOC of a layer to be stored, compact or not, and makes its record.
 pub(super) fn described(new: &NewLayer) -> Result<Origin, LayerError> {
     let (layer, ztoc) = (new.layer, new.ztoc);
+    // Nothing is to be read from it now.
+    let blob = Arc::new(InMemory::new(Vec::new()));
     if !compact::is_compact(&new.bytes) {
-        let decoded = Ztoc::decode(&new.bytes);
-        let decoded = decoded.map_err(|source| no_ztoc(&layer, &ztoc, source))?;
-        check(&layer, new.size, decoded.spans())?;
-        return Ok(Origin::new(new, decoded.spans().compressed_size()));
+        let decoded = Ztoc::decode_lean(&new.bytes, blob);
+        let decoded = decoded.and_then(|(mut toc, spans)| toc.check().map(|()| spans));
+        let spans = decoded.map_err(|source| no_ztoc(&layer, &ztoc, source))?;
+        check(&layer, new.size, &spans)?;
+        return Ok(Origin::new(new, spans.compressed_size()));
     }
-    let decoded = compact::decode(&new.bytes, Arc::new(InMemory::new(Vec::new())));
-    let decoded = decoded.map_err(|source| no_compact(&layer, &ztoc, source))?;
+    let decoded = compact::decode_lean(&new.bytes, blob);
+    let checked = decoded.and_then(|lean| {
+        let mut members = lean.toc.members();
+        members.try_for_each(|member| member.map(drop))?;
+        drop(members);
+        Ok(lean)
+    });
+    let decoded = checked.map_err(|source| no_compact(&layer, &ztoc, source))?;
     if decoded.layer != layer {
         let actual = decoded.layer;
         return Err(LayerError::OtherLayer {

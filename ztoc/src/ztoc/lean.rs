@@ -54,6 +54,22 @@ impl<'a> LeanToc<'a> {
         })
     }
 
+    /// Checks all entries.
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::Ztoc::decode`].
+    pub fn check(&mut self) -> Result<(), DecodeError> {
+        let all = |toc: &Self| toc.members().try_for_each(|member| member.map(drop));
+        match all(self) {
+            Err(DecodeError::Disorder) => {
+                self.sort()?;
+                all(self)
+            }
+            checked => checked,
+        }
+    }
+
     /// Has [`Self::members`] come in tar order, whatever the zTOC's is.
     ///
     /// # Errors
