@@ -213,13 +213,7 @@ impl LayerTree {
     ///
     /// What is wrong with an entry.
     pub fn read(mut toc: LeanToc<'_>) -> Result<Self, DecodeError> {
-        match build::build(&toc) {
-            Err(DecodeError::Disorder) => {
-                toc.sort()?;
-                build::build(&toc)
-            }
-            tree => tree,
-        }
+        toc.in_any_order(build::build)
     }
 
     /// The same from the table of a compact zTOC.

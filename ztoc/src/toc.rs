@@ -136,8 +136,7 @@ pub struct Toc {
 pub(crate) struct TocInProgress {
     entries: Vec<Entry>,
     size: u64,
-    /// Where the headers of the next one begin, if that is known.
-    header: Option<u64>,
+    walk: Walk,
     /// So far.
     in_order: bool,
 }
@@ -148,18 +147,18 @@ impl TocInProgress {
         Self {
             entries: Vec::with_capacity(room),
             size,
-            header: Some(0),
+            walk: Walk::new(size),
             in_order: true,
         }
     }
 
     /// Adds an entry.
     pub(crate) fn push(&mut self, entry: Entry) -> Result<(), DecodeError> {
-        let last = self.entries.last();
-        self.in_order &= last.is_none_or(|last| last.offset <= entry.offset);
         if self.in_order {
-            let index = self.entries.len();
-            self.header = entry.checked(index, self.header, self.size)?;
+            match self.walk.pass(&entry) {
+                Err(DecodeError::Disorder) => self.in_order = false,
+                passed => drop(passed?),
+            }
         }
         self.entries.push(entry);
         Ok(())
@@ -358,9 +357,9 @@ impl Toc {
     /// The first entry whose data lies outside the layer or overlaps the one before.
     pub fn new(mut entries: Vec<Entry>, size: u64) -> Result<Self, DecodeError> {
         entries.sort_by_key(|entry| entry.offset);
-        let mut header = Some(0);
-        for (index, entry) in entries.iter().enumerate() {
-            header = entry.checked(index, header, size)?;
+        let mut walk = Walk::new(size);
+        for entry in &entries {
+            walk.pass(entry)?;
         }
         Ok(Self { entries })
     }

@@ -32,12 +32,7 @@ pub(super) fn described(new: &NewLayer) -> Result<Origin, LayerError> {
         return Ok(Origin::new(new, spans.compressed_size()));
     }
     let decoded = compact::decode_lean(&new.bytes, blob);
-    let checked = decoded.and_then(|lean| {
-        let mut members = lean.toc.members();
-        members.try_for_each(|member| member.map(drop))?;
-        drop(members);
-        Ok(lean)
-    });
+    let checked = decoded.and_then(|lean| lean.toc.check().map(|()| lean));
     let decoded = checked.map_err(|source| no_compact(&layer, &ztoc, source))?;
     if decoded.layer != layer {
         let actual = decoded.layer;

@@ -253,8 +253,17 @@ impl ColumnToc {
             };
             left = behind;
             let entry = reader.entry();
-            Some(entry.and_then(|entry| Ok(walk.pass(entry).map_err(Box::new)?)))
+            Some(entry.and_then(|entry| Ok(walk.member(entry).map_err(Box::new)?)))
         })
+    }
+
+    /// Checks all entries.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::members`].
+    pub fn check(&self) -> Result<(), CompactError> {
+        self.members().try_for_each(|member| member.map(drop))
     }
 
     /// The same in memory.

@@ -62,15 +62,23 @@ impl Walk {
         }
     }
 
-    /// Takes the next entry.
-    pub(crate) fn pass<'a>(&mut self, entry: Entry<&'a [u8]>) -> Result<Member<'a>, DecodeError> {
+    /// Passes the next entry; where its headers begin.
+    pub(crate) fn pass<T: AsRef<[u8]>>(
+        &mut self,
+        entry: &Entry<T>,
+    ) -> Result<Option<UncompressedOffset>, DecodeError> {
         let Headers { end, last } = self.headers;
         if last.is_some_and(|(last, _)| last > entry.offset) {
             return Err(DecodeError::Disorder);
         }
         let end = entry.checked(self.number, end, self.size)?;
         self.number += 1;
-        let header = self.headers.pass(entry.offset, end);
+        Ok(self.headers.pass(entry.offset, end))
+    }
+
+    /// Passes an entry that is to be handed out.
+    pub(crate) fn member<'a>(&mut self, entry: Entry<&'a [u8]>) -> Result<Member<'a>, DecodeError> {
+        let header = self.pass(&entry)?;
         Ok(Member { entry, header })
     }
 }

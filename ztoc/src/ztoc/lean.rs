@@ -50,7 +50,7 @@ impl<'a> LeanToc<'a> {
             let order = self.order.as_ref();
             let index = order.map_or(number, |order| order[number] as usize);
             let table = reader.element(self.entries, index)?;
-            walk.pass(entry(&table, number, Owners::LeftOut)?)
+            walk.member(entry(&table, number, Owners::LeftOut)?)
         })
     }
 
@@ -60,13 +60,24 @@ impl<'a> LeanToc<'a> {
     ///
     /// As [`crate::Ztoc::decode`].
     pub fn check(&mut self) -> Result<(), DecodeError> {
-        let all = |toc: &Self| toc.members().try_for_each(|member| member.map(drop));
-        match all(self) {
+        self.in_any_order(|toc| toc.members().try_for_each(|member| member.map(drop)))
+    }
+
+    /// What `read` makes of [`Self::members`]; if the zTOC has them in another order than the tar, they are sorted and read again.
+    ///
+    /// # Errors
+    ///
+    /// Those of `read`, and as [`Self::sort`].
+    pub fn in_any_order<T>(
+        &mut self,
+        read: impl Fn(&Self) -> Result<T, DecodeError>,
+    ) -> Result<T, DecodeError> {
+        match read(self) {
             Err(DecodeError::Disorder) => {
                 self.sort()?;
-                all(self)
+                read(self)
             }
-            checked => checked,
+            read => read,
         }
     }
 
