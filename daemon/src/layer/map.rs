@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
 use ztoc::{Digest, SpanId};
 
 const MAGIC: &[u8; 8] = b"spanmap\x01";
@@ -20,7 +21,8 @@ const RECORD: usize = 8;
 const PRESENT: u32 = 0x5bad_c0de;
 
 /// CRC-32 of a span's plain bytes: finds what disks and interrupted writes do, not what an attacker does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
 pub(crate) struct Checksum(u32);
 
 impl Checksum {

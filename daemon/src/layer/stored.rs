@@ -16,9 +16,6 @@ use super::record::Origin;
 use super::store::{LayerError, MAX_SPAN, MAX_ZTOC_SIZE, NewLayer, io_error};
 use super::windows::Windows;
 
-/// Bytes of a zTOC from which on a second thread pays.
-const LARGE: usize = 1 << 20;
-
 /// Checks the zTOC of a layer to be stored, compact or not, and makes its record.
 pub(super) fn described(new: &NewLayer) -> Result<Origin, LayerError> {
     let (layer, ztoc) = (new.layer, new.ztoc);
@@ -43,9 +40,8 @@ pub(super) fn described(new: &NewLayer) -> Result<Origin, LayerError> {
         });
     }
     check(&layer, new.size, &decoded.spans)?;
-    let head = Digest::of(&new.bytes[..decoded.head_len]);
     let origin = Origin::new(new, decoded.spans.compressed_size());
-    Ok(origin.with_head(decoded.head_len as u64, head, decoded.blob_len))
+    Ok(origin.with_head(&new.bytes[..decoded.head_len], decoded.blob_len))
 }
 
 fn no_compact(layer: &Digest, ztoc: &Digest, source: CompactError) -> LayerError {
@@ -97,8 +93,6 @@ pub(super) fn check(
 /// What is stored for a layer: the zTOC, or the head of a compact zTOC.
 pub(super) struct Stored {
     pub(super) record: Origin,
-    /// Of the bytes, as they should be.
-    digest: Digest,
     kept: KeptZtoc,
     bytes: Held,
 }
@@ -107,30 +101,12 @@ pub(super) struct Stored {
 type Decoded = (LayerTree, SpanTable, Option<Windows>);
 
 impl Stored {
-    /// What it describes. A large one is compared with its digest while it is decoded: decoding is safe whatever
-    /// the bytes are, and nothing comes of it if they are not the right ones.
+    /// What it describes.
     pub(super) fn decode(self, layer: &Digest) -> Result<Decoded, LayerError> {
-        let Self {
-            record,
-            digest,
-            kept,
-            bytes,
-        } = self;
-        let damaged = || LayerError::Damaged { layer: *layer };
-        if bytes.len() < LARGE {
-            return match Digest::of(&bytes) == digest {
-                true => decode(layer, &record, kept, &bytes),
-                false => Err(damaged()),
-            };
+        if !self.record.vouches_for(&self.bytes) {
+            return Err(LayerError::Damaged { layer: *layer });
         }
-        std::thread::scope(|scope| {
-            let hash = scope.spawn(|| Digest::of(&bytes) == digest);
-            let decoded = decode(layer, &record, kept, &bytes);
-            match hash.join() {
-                Ok(true) => decoded,
-                _ => Err(damaged()),
-            }
-        })
+        decode(layer, &self.record, self.kept, &self.bytes)
     }
 }
 
@@ -165,16 +141,11 @@ pub(super) fn read_ztoc(dir: &Path, layer: &Digest) -> Result<Stored, LayerError
     };
     let origin = dir.join("origin");
     let record = Origin::read(&origin, layer).map_err(|source| failed(&origin, source))?;
-    let (len, digest) = match record.head() {
-        Some((len, digest)) => (Some(len), digest),
-        None => (None, record.ztoc()),
-    };
     let path = dir.join("ztoc");
-    let (kept, bytes) =
-        KeptZtoc::open(&path, len, MAX_ZTOC_SIZE).map_err(|source| failed(&path, source))?;
+    let (kept, bytes) = KeptZtoc::open(&path, record.head_len(), MAX_ZTOC_SIZE)
+        .map_err(|source| failed(&path, source))?;
     Ok(Stored {
         record,
-        digest,
         kept,
         bytes,
     })

@@ -110,6 +110,28 @@ async fn a_damaged_ztoc_or_record_is_no_layer_and_can_be_stored_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_record_of_an_earlier_version_has_no_checksum_and_its_ztoc_is_compared_with_its_digest() {
+    let node = Node::new().await;
+    let digest = node.packed.digest;
+    let path = node.root.join(digest.hex()).join("origin");
+    let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    assert!(record.as_object_mut().unwrap().remove("checksum").is_some());
+    fs::write(&path, record.to_string()).unwrap();
+    let reopened = || async {
+        let store = LayerStore::start(&node.root, options(), Handle::current()).unwrap();
+        open(&store, digest, Arc::clone(&node.source)).await
+    };
+    let layer = reopened().await.unwrap();
+    assert_eq!(read(&layer, 0..100).await, node.expected(0..100));
+    node.flip("ztoc", 20);
+    let failed = reopened().await;
+    assert!(
+        matches!(failed, Err(LayerError::Damaged { .. })),
+        "{failed:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_ztoc_that_is_none_or_of_another_layer_is_refused_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let store = LayerStore::start(dir.path(), options(), Handle::current()).unwrap();
