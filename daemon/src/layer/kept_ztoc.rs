@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Deref;
 use std::os::unix::fs::FileExt as _;
+use std::panic::resume_unwind;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -12,8 +13,14 @@ use memmap2::{Advice, MmapMut};
 use parking_lot::Mutex;
 use ztoc::checkpoint::ZtocBytes;
 
-/// Bytes from which on huge pages pay.
+use super::map::Checksum;
+
+/// Bytes from which on huge pages and a second thread pay.
 const LARGE: usize = 4 << 20;
+/// Bytes of a huge page.
+const HUGE: usize = 2 << 20;
+/// Bytes read at once.
+const PIECE: usize = 256 << 10;
 
 /// An open zTOC file. It stays readable when its directory is removed. Of a compact zTOC it may lack groups of windows, which
 /// are zeros then.
@@ -33,7 +40,7 @@ impl KeptZtoc {
         let size = len.unwrap_or(held);
         let bytes = match size <= limit {
             true => Held::read(&file, usize::try_from(size.min(held)).unwrap_or_default())?,
-            false => Held::Small(Vec::new()),
+            false => Held::read(&file, 0)?,
         };
         let kept = Self {
             file,
@@ -53,7 +60,14 @@ impl KeptZtoc {
 
 /// What was read of a zTOC.
 #[derive(Debug)]
-pub(crate) enum Held {
+pub(crate) struct Held {
+    bytes: Memory,
+    /// Of the bytes.
+    pub(crate) checksum: Checksum,
+}
+
+#[derive(Debug)]
+enum Memory {
     Small(Vec<u8>),
     /// In huge pages, where the kernel gives them. One of many files has tens of megabytes; with pages of 4 KiB, touching
     /// fresh memory takes eight times as long as the copy (36 ms instead of 10 for 37 MB, in a virtual machine).
@@ -61,28 +75,53 @@ pub(crate) enum Held {
 }
 
 impl Held {
-    /// The first `len` bytes of `file`.
+    /// The first `len` bytes of `file`. Two threads read many: each has half of the fresh memory to touch.
     fn read(file: &File, len: usize) -> io::Result<Self> {
         if len < LARGE {
             let mut bytes = vec![0; len];
-            file.read_exact_at(&mut bytes, 0)?;
-            return Ok(Self::Small(bytes));
+            let checksum = read_part(file, &mut bytes, 0)?.into();
+            let bytes = Memory::Small(bytes);
+            return Ok(Self { bytes, checksum });
         }
         let mut bytes = MmapMut::map_anon(len)?;
         // A kernel that has none does without.
         let _ = bytes.advise(Advice::HugePage);
-        file.read_exact_at(&mut bytes, 0)?;
-        Ok(Self::Large(bytes))
+        let half = (len / 2).next_multiple_of(HUGE);
+        let (first, second) = bytes.split_at_mut(half);
+        let (first, second) = std::thread::scope(|scope| {
+            let second = scope.spawn(|| read_part(file, second, half as u64));
+            let first = read_part(file, first, 0);
+            (
+                first,
+                second.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            )
+        });
+        let mut checksum = first?;
+        checksum.combine(&second?);
+        Ok(Self {
+            bytes: Memory::Large(bytes),
+            checksum: checksum.into(),
+        })
     }
+}
+
+/// Reads `part` from `offset` on, by pieces that are still in the processor's cache when their checksum is computed.
+fn read_part(file: &File, part: &mut [u8], offset: u64) -> io::Result<crc32fast::Hasher> {
+    let mut checksum = crc32fast::Hasher::new();
+    for (piece, at) in part.chunks_mut(PIECE).zip((offset..).step_by(PIECE)) {
+        file.read_exact_at(piece, at)?;
+        checksum.update(piece);
+    }
+    Ok(checksum)
 }
 
 impl Deref for Held {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        match self {
-            Self::Small(bytes) => bytes,
-            Self::Large(bytes) => bytes,
+        match &self.bytes {
+            Memory::Small(bytes) => bytes,
+            Memory::Large(bytes) => bytes,
         }
     }
 }
@@ -95,5 +134,35 @@ impl ZtocBytes for KeptZtoc {
             return Ok(());
         }
         self.file.read_exact_at(into, offset)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_read_has_the_checksum_of_all_of_it_however_many_threads_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ztoc");
+        let mut random = fastrand::Rng::with_seed(1);
+        for len in [0, 1, PIECE + 1, LARGE - 1, LARGE, LARGE + 1, 3 * LARGE + 7] {
+            let bytes: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(len).collect();
+            std::fs::write(&path, &bytes).unwrap();
+            let (_, held) = KeptZtoc::open(&path, None, u64::MAX).unwrap();
+            assert!(*held == *bytes, "{len}");
+            assert_eq!(held.checksum, Checksum::of(&bytes), "{len}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_ends_too_soon_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ztoc");
+        std::fs::write(&path, vec![1; LARGE]).unwrap();
+        let file = File::open(&path).unwrap();
+        let failed = Held::read(&file, 2 * LARGE);
+        assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -20,7 +20,7 @@ const RECORD: usize = 8;
 /// wrong place vouches for nothing.
 const PRESENT: u32 = 0x5bad_c0de;
 
-/// CRC-32 of a span's plain bytes: finds what disks and interrupted writes do, not what an attacker does.
+/// CRC-32, of a span's plain bytes or of a zTOC: finds what disks and interrupted writes do, not what an attacker does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Checksum(u32);
@@ -28,9 +28,13 @@ pub(crate) struct Checksum(u32);
 impl Checksum {
     /// The checksum of `bytes`.
     pub(crate) fn of(bytes: &[u8]) -> Self {
-        let mut crc = flate2::Crc::new();
-        crc.update(bytes);
-        Self(crc.sum())
+        Self(crc32fast::hash(bytes))
+    }
+}
+
+impl From<crc32fast::Hasher> for Checksum {
+    fn from(hasher: crc32fast::Hasher) -> Self {
+        Self(hasher.finalize())
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use ztoc::Digest;
 
+use super::kept_ztoc::Held;
 use super::map::Checksum;
 use super::store::NewLayer;
 use crate::registry::digest_text;
@@ -75,13 +76,12 @@ impl Origin {
         self.head.map(|head| head.size)
     }
 
-    /// Whether `bytes`, the head of a compact zTOC or all of another, are those that were stored. Their digest takes eight times
-    /// as long to compute as their checksum.
-    pub(crate) fn vouches_for(&self, bytes: &[u8]) -> bool {
+    /// Whether what was read, the head of a compact zTOC or all of another, is what was stored.
+    pub(crate) fn vouches_for(&self, read: &Held) -> bool {
         let digest = self.head.map_or(self.ztoc, |head| head.digest);
         match self.checksum {
-            Some(checksum) => checksum == Checksum::of(bytes),
-            None => digest == Digest::of(bytes),
+            Some(checksum) => checksum == read.checksum,
+            None => digest == Digest::of(read),
         }
     }
 

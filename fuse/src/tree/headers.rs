@@ -113,14 +113,14 @@ fn is_plain(entry: &Entry<&[u8]>) -> bool {
 fn fingerprint(entry: &Entry<&[u8]>) -> u32 {
     static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
     let mut hasher = KEY.build_hasher();
-    // With the lengths in front no two entries are the same bytes.
+    // With the lengths in front no two entries are the same bytes: names of files have 12 bits of length, of what is in
+    // headers 22.
+    let lengths = (entry.name.len() as u64) << 32 | entry.link.len() as u64;
     let numbers = [
-        entry.kind as u64,
-        entry.size,
         entry.mode.cast_unsigned(),
+        entry.size,
         u64::from(entry.uid) << 32 | u64::from(entry.gid),
-        entry.name.len() as u64,
-        entry.link.len() as u64,
+        lengths << 8 | entry.kind as u64,
     ];
     hasher.write(numbers.map(u64::to_ne_bytes).as_flattened());
     hasher.write(entry.name);

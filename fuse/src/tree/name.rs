@@ -55,7 +55,9 @@ pub(super) fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
 
 /// Whether a file can have `name`.
 pub(crate) fn is_valid(name: &[u8]) -> bool {
-    !matches!(name, b"" | b"." | b"..") && name.len() <= NAME_MAX && !name.contains(&0)
+    // All of a short name is looked at in a few instructions, which is quicker than to stop at the first.
+    let has_zero = |name: &[u8]| name.iter().fold(false, |zero, byte| zero | (*byte == 0));
+    !matches!(name, b"" | b"." | b"..") && name.len() <= NAME_MAX && !has_zero(name)
 }
 
 /// The components of `path` as seen from the root: empty ones and `.` removed, `..` taking the
