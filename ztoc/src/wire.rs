@@ -71,6 +71,8 @@ impl Place {
     }
 }
 
+// Inlined into whatever reads a table of contents, in another crate: an entry takes dozens of these calls, which cost half
+// of its time.
 impl<'a> Reader<'a> {
     pub(crate) fn new(buf: &'a [u8]) -> Self {
         Self {
@@ -89,6 +91,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The table that element `index` of the vector at `place` refers to.
+    #[inline]
     pub(crate) fn element(&self, place: Place, index: usize) -> Result<Table<'_, 'a>, WireError> {
         let at = place.at + 4 * index;
         match index < place.len {
@@ -97,6 +100,7 @@ impl<'a> Reader<'a> {
         }
     }
 
+    #[inline]
     fn bytes(&self, at: usize, len: usize) -> Result<&'a [u8], WireError> {
         at.checked_add(len)
             .and_then(|end| self.buf.get(at..end))
@@ -108,16 +112,19 @@ impl<'a> Reader<'a> {
         bytes.try_into().map_err(|_| WireError::OutOfBounds { at })
     }
 
+    #[inline]
     fn u32(&self, at: usize) -> Result<usize, WireError> {
         Ok(u32::from_le_bytes(self.array(at)?) as usize)
     }
 
     /// The object that the offset at `at` refers to.
+    #[inline]
     fn follow(&self, at: usize) -> Result<usize, WireError> {
         at.checked_add(self.u32(at)?)
             .ok_or(WireError::OutOfBounds { at })
     }
 
+    #[inline]
     fn table(&self, at: usize) -> Result<Table<'_, 'a>, WireError> {
         let back = i64::from(i32::from_le_bytes(self.array(at)?));
         let bad = WireError::FieldTable { at };
@@ -143,6 +150,7 @@ impl<'a> Reader<'a> {
         })
     }
 
+    #[inline]
     fn charge(&self, bytes: usize) -> Result<(), WireError> {
         let left = self
             .allowance
@@ -154,6 +162,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A string or byte vector: a length and as many bytes.
+    #[inline]
     fn counted_bytes(&self, at: usize) -> Result<&'a [u8], WireError> {
         let len = self.u32(at)?;
         let bytes = self.bytes(at + 4, len)?;
@@ -164,6 +173,7 @@ impl<'a> Reader<'a> {
 
 impl<'r, 'a> Table<'r, 'a> {
     /// Where the field `id` lies from `at` on, and its bytes, if it is present.
+    #[inline]
     fn field<const N: usize>(&self, id: usize) -> Result<Option<(usize, [u8; N])>, WireError> {
         let offset = self.fields.get(2 * id..).and_then(<[u8]>::first_chunk);
         let offset = offset.map_or(0, |pair| usize::from(u16::from_le_bytes(*pair)));
@@ -177,10 +187,12 @@ impl<'r, 'a> Table<'r, 'a> {
         }
     }
 
+    #[inline]
     fn scalar<const N: usize>(&self, id: usize) -> Result<Option<[u8; N]>, WireError> {
         Ok(self.field(id)?.map(|(_, bytes)| bytes))
     }
 
+    #[inline]
     pub(crate) fn i64(&self, id: usize) -> Result<i64, WireError> {
         Ok(self.scalar(id)?.map_or(0, i64::from_le_bytes))
     }
@@ -189,6 +201,7 @@ impl<'r, 'a> Table<'r, 'a> {
         Ok(self.scalar(id)?.map_or(0, i32::from_le_bytes))
     }
 
+    #[inline]
     pub(crate) fn u32(&self, id: usize) -> Result<u32, WireError> {
         Ok(self.scalar(id)?.map_or(0, u32::from_le_bytes))
     }
@@ -197,6 +210,7 @@ impl<'r, 'a> Table<'r, 'a> {
         Ok(self.scalar(id)?.map_or(default, i8::from_le_bytes))
     }
 
+    #[inline]
     fn reference(&self, id: usize) -> Result<Option<usize>, WireError> {
         let Some((offset, bytes)) = self.field(id)? else {
             return Ok(None);
@@ -207,11 +221,13 @@ impl<'r, 'a> Table<'r, 'a> {
     }
 
     /// A string or byte vector; empty if absent.
+    #[inline]
     pub(crate) fn bytes(&self, id: usize) -> Result<&'a [u8], WireError> {
         Ok(self.bytes_at(id)?.1)
     }
 
     /// A string or byte vector, and where in the buffer it begins; empty if absent.
+    #[inline]
     pub(crate) fn bytes_at(&self, id: usize) -> Result<(usize, &'a [u8]), WireError> {
         self.reference(id)?.map_or(Ok((0, &[])), |at| {
             Ok((at + 4, self.reader.counted_bytes(at)?))
@@ -225,6 +241,7 @@ impl<'r, 'a> Table<'r, 'a> {
     }
 
     /// A vector of tables or strings; empty if absent.
+    #[inline]
     pub(crate) fn vector(&self, id: usize) -> Result<OffsetVector<'r, 'a>, WireError> {
         let reader = self.reader;
         let Some(at) = self.reference(id)? else {

@@ -33,6 +33,7 @@ impl Headers {
     }
 
     /// Where the headers of the entry at `offset`, which ends at `end`, begin.
+    #[inline]
     fn pass(&mut self, offset: UncompressedOffset, end: Option<u64>) -> Option<UncompressedOffset> {
         let header = match self.last {
             Some((last, header)) if last == offset => header,
@@ -54,6 +55,7 @@ pub(crate) struct Walk {
 
 impl Walk {
     /// Through a layer of `size` uncompressed bytes.
+    #[inline]
     pub(crate) fn new(size: u64) -> Self {
         Self {
             headers: Headers::new(),
@@ -63,6 +65,7 @@ impl Walk {
     }
 
     /// Passes the next entry; where its headers begin.
+    #[inline]
     pub(crate) fn pass<T: AsRef<[u8]>>(
         &mut self,
         entry: &Entry<T>,
@@ -77,6 +80,7 @@ impl Walk {
     }
 
     /// Passes an entry that is to be handed out.
+    #[inline]
     pub(crate) fn member<'a>(&mut self, entry: Entry<&'a [u8]>) -> Result<Member<'a>, DecodeError> {
         let header = self.pass(&entry)?;
         Ok(Member { entry, header })

@@ -113,6 +113,7 @@ pub(super) enum Owners {
 }
 
 /// The entry that is the zTOC's `index`th.
+#[inline]
 pub(super) fn entry<'a>(
     table: &Table<'_, 'a>,
     index: usize,
@@ -159,6 +160,7 @@ fn unknown(kind: &[u8]) -> EntryError {
 type Records<'a> = Vec<(&'a [u8], &'a [u8])>;
 
 /// Records by key, ascending; of several with one key the last.
+#[inline]
 fn pax<'a>(tables: OffsetVector<'_, 'a>) -> Result<Records<'a>, WireError> {
     let mut records = Vec::with_capacity(tables.len());
     for table in tables.tables() {

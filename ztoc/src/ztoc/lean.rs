@@ -43,6 +43,7 @@ impl<'a> LeanToc<'a> {
     ///
     /// As [`crate::Ztoc::decode`] at the entry that is wrong, and [`DecodeError::Disorder`] at the first that lies in
     /// front of the one before it: [`Self::sort`] helps.
+    #[inline]
     pub fn members(&self) -> impl Iterator<Item = Result<Member<'a>, DecodeError>> {
         let reader = Reader::new(self.bytes);
         let mut walk = Walk::new(self.size);
