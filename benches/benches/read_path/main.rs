@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use daemon::app::heap;
 use fuse::Operation;
 
 use crate::overlay::Overlay;
@@ -63,6 +64,8 @@ struct Side {
 }
 
 fn main() -> Result<()> {
+    // As the daemon does.
+    heap::return_large_buffers();
     let base =
         std::env::var_os("SPANSHOT_BENCH_DIR").map_or_else(|| "/var/tmp".into(), PathBuf::from);
     let place = tempfile::Builder::new()

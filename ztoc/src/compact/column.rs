@@ -48,12 +48,18 @@ impl<'a> Column<'a> {
     }
 
     /// The next number.
+    #[inline]
     pub(super) fn number(&mut self) -> Result<u64, CompactError> {
         // Nearly all of them.
         if let [byte @ 0..=0x7f, rest @ ..] = self.bytes {
             self.bytes = rest;
             return Ok(u64::from(*byte));
         }
+        self.long_number()
+    }
+
+    /// The next number, of more than one byte.
+    fn long_number(&mut self) -> Result<u64, CompactError> {
         let mut value = 0_u64;
         for (index, &byte) in self.bytes.iter().take(MAX_NUMBER_LEN).enumerate() {
             let bits = u64::from(byte & 0x7f);
@@ -71,21 +77,25 @@ impl<'a> Column<'a> {
     }
 
     /// The next signed number.
+    #[inline]
     pub(super) fn signed(&mut self) -> Result<i64, CompactError> {
         self.number().map(unzigzag)
     }
 
     /// The next number, if it is a length or an index of something in memory.
+    #[inline]
     pub(super) fn length(&mut self) -> Result<usize, CompactError> {
         usize::try_from(self.number()?).map_err(|_| self.malformed())
     }
 
     /// The next number, if it has 32 bits.
+    #[inline]
     pub(super) fn small(&mut self) -> Result<u32, CompactError> {
         u32::try_from(self.number()?).map_err(|_| self.malformed())
     }
 
     /// The next `len` bytes.
+    #[inline]
     pub(super) fn bytes(&mut self, len: usize) -> Result<&'a [u8], CompactError> {
         let (taken, rest) = self
             .bytes

@@ -243,6 +243,7 @@ impl ColumnToc {
     /// # Errors
     ///
     /// What is malformed, or contradicts another entry or the layer.
+    #[inline]
     pub fn members(&self) -> impl Iterator<Item = Result<Member<'_>, CompactError>> {
         let mut reader = Reader::new(self);
         let mut walk = Walk::new(self.size);
