@@ -1,6 +1,8 @@
 //! The fast loop on checked slices, for builds without unsafe code.
 
-use super::fast::{self, Leave, Limits, Memory, Place, Plain};
+use std::cell::Cell;
+
+use super::fast::{self, Leave, Limits, Memory, Place, Plain, WORDS};
 use super::tables::BlockTables;
 
 /// Decodes as [`fast::decode`].
@@ -58,6 +60,20 @@ impl Memory for Checked<'_> {
                 .first_chunk()
                 .expect("before the output's end"),
         )
+    }
+
+    #[inline(always)]
+    fn copy_words(&mut self, from: usize, to: usize) {
+        // Seen as cells, both ends may overlap, and their bounds are checked once for all words.
+        let region = &mut self.out[from..to + WORDS * 8];
+        let region = Cell::from_mut(region).as_slice_of_cells();
+        let (source, target) = (&region[..WORDS * 8], &region[to - from..][..WORDS * 8]);
+        for (source, target) in source.chunks_exact(8).zip(target.chunks_exact(8)) {
+            let word: [u8; 8] = std::array::from_fn(|byte| source[byte].get());
+            for (byte, target) in word.into_iter().zip(target) {
+                target.set(byte);
+            }
+        }
     }
 
     #[inline(always)]

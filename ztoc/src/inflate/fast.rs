@@ -18,7 +18,7 @@ const LITERALS: usize = 3;
 /// of 258, and what the last words write too much.
 const OUTPUT_SLACK: usize = LITERALS + 258 + WORDS * 8;
 /// Words that are copied at once: nearly all matches are no longer.
-const WORDS: usize = 5;
+pub(super) const WORDS: usize = 5;
 /// Farthest that a match can reach back: the last distance symbol's base and its 13 extra bits (RFC 1951, 3.2.5).
 const FARTHEST: usize = 24577 + (1 << 13) - 1;
 /// Longest code with extra bits after the first distance table, and the next look-up.
@@ -59,6 +59,13 @@ pub(super) trait Memory {
     fn word(&self, at: usize) -> u64;
     /// A byte of output.
     fn byte(&self, at: usize) -> u8;
+    /// Copies [`WORDS`] words of output, one after the other: `from` may be eight bytes in front of `to`.
+    #[inline(always)]
+    fn copy_words(&mut self, from: usize, to: usize) {
+        for word in 0..WORDS {
+            self.put_word(to + word * 8, self.word(from + word * 8));
+        }
+    }
     /// Lets the loop that follows begin in the middle of a cache line, if that pays.
     fn align(&self) {}
     /// The same value, to be computed here and not where it is needed, if that pays.
@@ -397,9 +404,7 @@ fn copy(memory: &mut impl Memory, pos: usize, distance: usize, length: usize) {
     let end = pos + length;
     let (mut to, mut from) = (pos, pos - distance);
     if distance >= 8 {
-        for word in 0..WORDS {
-            memory.put_word(to + word * 8, memory.word(from + word * 8));
-        }
+        memory.copy_words(from, to);
         // Apart from the loop it needs fewer registers.
         if length > WORDS * 8 {
             (to, from) = (to + WORDS * 8, from + WORDS * 8);
