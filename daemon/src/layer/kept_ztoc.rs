@@ -7,6 +7,7 @@ use std::ops::Deref;
 use std::os::unix::fs::FileExt as _;
 use std::panic::resume_unwind;
 use std::path::Path;
+use std::thread;
 
 use bytes::Bytes;
 use memmap2::{Advice, MmapMut};
@@ -86,23 +87,32 @@ impl Held {
         let mut bytes = MmapMut::map_anon(len)?;
         // A kernel that has none does without.
         let _ = bytes.advise(Advice::HugePage);
-        let half = (len / 2).next_multiple_of(HUGE);
-        let (first, second) = bytes.split_at_mut(half);
-        let (first, second) = std::thread::scope(|scope| {
-            let second = scope.spawn(|| read_part(file, second, half as u64));
-            let first = read_part(file, first, 0);
-            (
-                first,
-                second.join().unwrap_or_else(|panic| resume_unwind(panic)),
-            )
-        });
-        let mut checksum = first?;
-        checksum.combine(&second?);
+        let checksum = match read_halves(file, &mut bytes) {
+            Some(checksum) => checksum?,
+            None => read_part(file, &mut bytes, 0)?,
+        };
         Ok(Self {
             bytes: Memory::Large(bytes),
             checksum: checksum.into(),
         })
     }
+}
+
+/// Reads all of `bytes`, half of it by another thread; `None` if there is no thread.
+fn read_halves(file: &File, bytes: &mut [u8]) -> Option<io::Result<crc32fast::Hasher>> {
+    let half = (bytes.len() / 2).next_multiple_of(HUGE);
+    let (first, second) = bytes.split_at_mut(half);
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("ztoc".to_owned());
+        let second = thread.spawn_scoped(scope, || read_part(file, second, half as u64));
+        let second = second.ok()?;
+        let first = read_part(file, first, 0);
+        let second = second.join().unwrap_or_else(|panic| resume_unwind(panic));
+        Some(first.and_then(|mut checksum| {
+            checksum.combine(&second?);
+            Ok(checksum)
+        }))
+    })
 }
 
 /// Reads `part` from `offset` on, by pieces that are still in the processor's cache when their checksum is computed.
