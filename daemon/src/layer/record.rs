@@ -45,8 +45,8 @@ struct Head {
 }
 
 impl Origin {
-    /// The record of a layer that has `size` compressed bytes by its zTOC.
-    pub(crate) fn new(new: &NewLayer, size: u64) -> Self {
+    /// The record of a layer that has `size` compressed bytes by its zTOC, of which `read` is read at opening.
+    pub(crate) fn new(new: &NewLayer, size: u64, read: &[u8]) -> Self {
         Self {
             version: VERSION,
             layer: new.layer,
@@ -54,7 +54,7 @@ impl Origin {
             size,
             image: new.image.clone(),
             head: None,
-            checksum: Some(Checksum::of(&new.bytes)),
+            checksum: Some(Checksum::of(read)),
         }
     }
 
@@ -66,7 +66,6 @@ impl Origin {
                 digest: Digest::of(head),
                 blob_size,
             }),
-            checksum: Some(Checksum::of(head)),
             ..self
         }
     }

@@ -26,7 +26,7 @@ pub(super) fn described(new: &NewLayer) -> Result<Origin, LayerError> {
         let decoded = decoded.and_then(|(mut toc, spans)| toc.check().map(|()| spans));
         let spans = decoded.map_err(|source| no_ztoc(&layer, &ztoc, source))?;
         check(&layer, new.size, &spans)?;
-        return Ok(Origin::new(new, spans.compressed_size()));
+        return Ok(Origin::new(new, spans.compressed_size(), &new.bytes));
     }
     let decoded = compact::decode_lean(&new.bytes, blob);
     let checked = decoded.and_then(|lean| lean.toc.check().map(|()| lean));
@@ -40,8 +40,9 @@ pub(super) fn described(new: &NewLayer) -> Result<Origin, LayerError> {
         });
     }
     check(&layer, new.size, &decoded.spans)?;
-    let origin = Origin::new(new, decoded.spans.compressed_size());
-    Ok(origin.with_head(&new.bytes[..decoded.head_len], decoded.blob_len))
+    let head = &new.bytes[..decoded.head_len];
+    let origin = Origin::new(new, decoded.spans.compressed_size(), head);
+    Ok(origin.with_head(head, decoded.blob_len))
 }
 
 fn no_compact(layer: &Digest, ztoc: &Digest, source: CompactError) -> LayerError {
