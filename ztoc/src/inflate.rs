@@ -28,6 +28,7 @@ mod bits;
 mod careful;
 #[cfg(not(feature = "fast"))]
 mod checked;
+mod codes;
 mod cursor;
 mod fast;
 mod header;

@@ -65,14 +65,23 @@ impl Memory for Checked<'_> {
     #[inline(always)]
     fn copy_words(&mut self, from: usize, to: usize) {
         // Seen as cells, both ends may overlap, and their bounds are checked once for all words.
-        let region = &mut self.out[from..to + WORDS * 8];
-        let region = Cell::from_mut(region).as_slice_of_cells();
-        let (source, target) = (&region[..WORDS * 8], &region[to - from..][..WORDS * 8]);
+        let region = Cell::from_mut(&mut self.out[from..to + WORDS * 8]).as_slice_of_cells();
+        let source = region.first_chunk::<{ WORDS * 8 }>();
+        let target = region.last_chunk::<{ WORDS * 8 }>();
+        let (source, target) = source.zip(target).expect("`from` is in front of `to`");
         for (source, target) in source.chunks_exact(8).zip(target.chunks_exact(8)) {
             let word: [u8; 8] = std::array::from_fn(|byte| source[byte].get());
             for (byte, target) in word.into_iter().zip(target) {
                 target.set(byte);
             }
+        }
+    }
+
+    #[inline(always)]
+    fn copy_on(&mut self, mut from: usize, mut to: usize, end: usize) {
+        while to < end {
+            self.copy_words(from, to);
+            (to, from) = (to + WORDS * 8, from + WORDS * 8);
         }
     }
 

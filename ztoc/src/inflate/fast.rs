@@ -66,6 +66,14 @@ pub(super) trait Memory {
             self.put_word(to + word * 8, self.word(from + word * 8));
         }
     }
+    /// Goes on copying words until `end`, and up to [`WORDS`] behind it.
+    #[inline(always)]
+    fn copy_on(&mut self, mut from: usize, mut to: usize, end: usize) {
+        while to < end {
+            self.put_word(to, self.word(from));
+            (to, from) = (to + 8, from + 8);
+        }
+    }
     /// Lets the loop that follows begin in the middle of a cache line, if that pays.
     fn align(&self) {}
     /// The same value, to be computed here and not where it is needed, if that pays.
@@ -407,11 +415,7 @@ fn copy(memory: &mut impl Memory, pos: usize, distance: usize, length: usize) {
         memory.copy_words(from, to);
         // Apart from the loop it needs fewer registers.
         if length > WORDS * 8 {
-            (to, from) = (to + WORDS * 8, from + WORDS * 8);
-            while to < end {
-                memory.put_word(to, memory.word(from));
-                (to, from) = (to + 8, from + 8);
-            }
+            memory.copy_on(from + WORDS * 8, to + WORDS * 8, end);
         }
     } else if distance == 1 {
         let word = u64::from(memory.byte(from)) * 0x0101_0101_0101_0101;

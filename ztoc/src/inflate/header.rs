@@ -1,9 +1,8 @@
 //! Block headers (RFC 1951, 3.2.3 to 3.2.7).
 
 use super::bits::{Bits, Halt, Read};
-use super::tables::{
-    self, BadCode, BlockTables, Counts, DISTANCE_CODES, Entry, LITLEN_CODES, Space,
-};
+use super::codes::{DISTANCE_CODES, LITLEN_CODES, Lengths, Space};
+use super::tables::{self, BadCode, BlockTables, Entry, Leaves};
 use crate::error::InflateError;
 
 /// Order in which a header gives the lengths of the code length code.
@@ -12,6 +11,8 @@ const ORDER: [u8; 19] = [
 ];
 /// Longest code of the code length code.
 const CODE_LENGTH_BITS: u32 = 7;
+/// The lit/len symbol at which a block ends.
+const END_OF_BLOCK: usize = 256;
 /// Bytes that a dynamic header can touch: 17 + 19 * 3 + (286 + 30) * 7 bits at any phase.
 pub(super) const MAX_BYTES: usize = 287;
 
@@ -55,14 +56,13 @@ pub(super) fn dynamic(bits: &mut Bits<'_>, tables: &mut BlockTables) -> Read<()>
         return Err(InflateError::CodeCounts { litlen, distance }.into());
     }
     let code = CodeLengthCode::read(bits, code_lengths)?;
-    let mut lengths = [0; MOST_LENGTHS + OVERRUN];
-    let counts = code.read_lengths(bits, &mut lengths, litlen + distance)?;
-    let lengths = &lengths[..litlen + distance];
-    let (litlen, distance) = lengths.split_at(litlen);
-    if litlen[256] == 0 {
+    let mut lengths = Lengths::none();
+    code.read_lengths(bits, &mut lengths, litlen + distance)?;
+    let (litlen, distance) = lengths.split(litlen);
+    if !litlen.has(END_OF_BLOCK) {
         return Err(InflateError::NoEndOfBlock.into());
     }
-    tables.fill(&counts, litlen, distance).map_err(|bad| {
+    tables.fill(&litlen, &distance).map_err(|bad| {
         Halt::Corrupt(match bad {
             BadCode::Litlen => InflateError::LitlenCode,
             BadCode::Distance => InflateError::DistanceCode,
@@ -70,13 +70,6 @@ pub(super) fn dynamic(bits: &mut Bits<'_>, tables: &mut BlockTables) -> Read<()>
     })
 }
 
-/// Code lengths in a header, at most.
-const MOST_LENGTHS: usize = LITLEN_CODES + DISTANCE_CODES;
-/// Lengths that are written behind the last one: the longest repeat, less one, and the whole
-/// of [`RUN`].
-const OVERRUN: usize = 137 + RUN;
-/// Lengths that are written at once.
-const RUN: usize = 16;
 /// Bits of a symbol and of what follows it, at most.
 const SYMBOL_BITS: u32 = CODE_LENGTH_BITS + 7;
 
@@ -92,8 +85,8 @@ impl Repeat {
     const BEFORE: u8 = 16;
 
     /// By symbol, without code lengths.
-    const LEAVES: [Self; ORDER.len()] = {
-        let mut leaves = [Self(0); ORDER.len()];
+    const LEAVES: Leaves<Self, 1> = {
+        let mut leaves = [Self(0); 64];
         let mut length: u32 = 0;
         while length < 16 {
             leaves[length as usize] = Self(1 << 24 | length << 16);
@@ -102,7 +95,7 @@ impl Repeat {
         leaves[16] = Self(3 << 24 | (Self::BEFORE as u32) << 16 | 2);
         leaves[17] = Self(3 << 24 | 3);
         leaves[18] = Self(11 << 24 | 7);
-        leaves
+        [leaves]
     };
 
     fn bits(self) -> u32 {
@@ -147,36 +140,28 @@ impl CodeLengthCode {
     fn read(bits: &mut Bits<'_>, count: usize) -> Read<Self> {
         // One look is good for all: 57 bits.
         let mut word = bits.peek();
-        let mut lengths = [0; ORDER.len()];
+        let mut lengths = Lengths::none();
         for &symbol in &ORDER[..count] {
-            lengths[usize::from(symbol)] = word.to_le_bytes()[0] & 7;
+            lengths.give(word.to_le_bytes()[0] & 7, symbol.into(), 1);
             word >>= 3;
         }
         bits.skip(3 * u32::try_from(count).expect("at most 19"))?;
         let mut entries = [Repeat::INVALID; 1 << CODE_LENGTH_BITS];
-        let counts = tables::count(&lengths);
         let leaves = &Repeat::LEAVES;
-        match tables::fill(&mut entries, CODE_LENGTH_BITS, &counts, &lengths, leaves) {
+        match tables::fill(&mut entries, CODE_LENGTH_BITS, &lengths.code(), leaves) {
             Space::Full => Ok(Self { entries }),
             Space::Lone | Space::Bad => Err(InflateError::CodeLengthCode.into()),
         }
     }
 
-    /// Reads `total` code lengths and counts them, each as it is read: what has just been written
-    /// would have to be waited for.
-    fn read_lengths(
-        &self,
-        bits: &mut Bits<'_>,
-        lengths: &mut [u8; MOST_LENGTHS + OVERRUN],
-        total: usize,
-    ) -> Read<Counts> {
+    /// Reads the lengths of the first `total` symbols.
+    fn read_lengths(&self, bits: &mut Bits<'_>, lengths: &mut Lengths, total: usize) -> Read<()> {
         let first = self.entries[(bits.peek() & 0x7f) as usize];
         if first.length() == Repeat::BEFORE {
             bits.skip(first.bits())?;
             return Err(InflateError::CodeLengthRepeat.into());
         }
         let (mut filled, mut before) = (0, 0);
-        let mut counts = [0; 16];
         while filled < total {
             // One look at the input is good for four symbols and mostly for a dozen.
             let mut word = bits.peek();
@@ -184,16 +169,11 @@ impl CodeLengthCode {
             while filled < total && taken <= 57 - SYMBOL_BITS {
                 let repeat = self.entries[(word & 0x7f) as usize];
                 let times = repeat.count(word);
-                let count = usize::from(times);
                 if repeat.length() != Repeat::BEFORE {
                     before = repeat.length();
                 }
-                lengths[filled..filled + RUN].fill(before);
-                if count > RUN {
-                    lengths[filled + RUN..filled + count].fill(before);
-                }
-                filled += count;
-                counts[usize::from(before & 15)] += u16::from(times);
+                lengths.give(before, filled, times);
+                filled += usize::from(times);
                 word >>= repeat.bits() & 63;
                 taken += repeat.bits();
             }
@@ -202,6 +182,6 @@ impl CodeLengthCode {
         if filled > total {
             return Err(InflateError::CodeLengthRepeat.into());
         }
-        Ok(counts)
+        Ok(())
     }
 }

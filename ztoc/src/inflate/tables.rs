@@ -24,16 +24,12 @@
 
 use std::sync::LazyLock;
 
+use super::codes::{Code, Counts, DISTANCE_CODES, LITLEN_WORDS, Lengths, Space};
+
 /// Index bits of the first lit/len table.
 pub(super) const LITLEN_BITS: u32 = 11;
 /// Index bits of the first distance table.
 pub(super) const DISTANCE_BITS: u32 = 8;
-/// Longest code.
-const MAX_LENGTH: usize = 15;
-/// Lit/len codes that a header can give a length.
-pub(super) const LITLEN_CODES: usize = 286;
-/// Distance codes that a header can give a length.
-pub(super) const DISTANCE_CODES: usize = 30;
 /// Entries of a lit/len table with its subtables: 2342 at most, up to a power of two.
 const LITLEN_ENTRIES: usize = 4096;
 /// Entries of a distance table with its subtables: 402 at most, up to a power of two.
@@ -96,29 +92,30 @@ impl Entry for u64 {
 }
 
 /// Lit/len entries by symbol, without code lengths (RFC 1951, 3.2.5).
-static LITLEN_LEAVES: [u32; 288] = {
-    let mut leaves = [u32::INVALID; 288];
+static LITLEN_LEAVES: Leaves<u32, LITLEN_WORDS> = {
+    let mut leaves = [[u32::INVALID; 64]; LITLEN_WORDS];
     let mut byte = 0;
     while byte < 256 {
-        leaves[byte as usize] = litlen::LITERAL | byte << 16 | LITLEN_BITS << 8;
+        leaves[byte as usize / 64][byte as usize % 64] =
+            litlen::LITERAL | byte << 16 | LITLEN_BITS << 8;
         byte += 1;
     }
-    leaves[256] = litlen::SPECIAL | LITLEN_BITS << 8;
+    leaves[4][0] = litlen::SPECIAL | LITLEN_BITS << 8;
     let mut symbol = 0;
     let mut base = 3;
     while symbol < 28 {
         let extra = if symbol < 8 { 0 } else { symbol / 4 - 1 };
-        leaves[257 + symbol as usize] = base << 16 | DISTANCE_BITS << 8 | extra;
+        leaves[4][1 + symbol as usize] = base << 16 | DISTANCE_BITS << 8 | extra;
         base += 1 << extra;
         symbol += 1;
     }
-    leaves[285] = 258 << 16 | DISTANCE_BITS << 8;
+    leaves[4][29] = 258 << 16 | DISTANCE_BITS << 8;
     leaves
 };
 
 /// Distance entries by symbol, without code lengths (RFC 1951, 3.2.5).
-static DISTANCE_LEAVES: [u64; 32] = {
-    let mut leaves = [u64::INVALID; 32];
+static DISTANCE_LEAVES: Leaves<u64, 1> = {
+    let mut leaves = [u64::INVALID; 64];
     let mut symbol = 0;
     let mut base = 1;
     while symbol < DISTANCE_CODES {
@@ -127,7 +124,7 @@ static DISTANCE_LEAVES: [u64; 32] = {
         base += 1 << extra;
         symbol += 1;
     }
-    leaves
+    [leaves]
 };
 
 /// Code lengths that make no code.
@@ -155,21 +152,18 @@ impl BlockTables {
         }
     }
 
-    /// Fills both tables from the code lengths of their symbols, which `counts` counts together.
-    pub(super) fn fill(
-        &mut self,
-        counts: &Counts,
-        litlen: &[u8],
-        distance: &[u8],
-    ) -> Result<(), BadCode> {
-        let of_distance = count(distance);
-        let of_litlen = std::array::from_fn(|length| counts[length] - of_distance[length]);
-        let (table, leaves) = (&mut self.litlen, &LITLEN_LEAVES);
-        if fill(table, LITLEN_BITS, &of_litlen, litlen, leaves) == Space::Bad {
+    /// Fills both tables.
+    pub(super) fn fill(&mut self, litlen: &Code<'_>, distance: &Code<'_>) -> Result<(), BadCode> {
+        if fill(&mut self.litlen, LITLEN_BITS, litlen, &LITLEN_LEAVES) == Space::Bad {
             return Err(BadCode::Litlen);
         }
-        let (table, leaves) = (&mut self.distance, &DISTANCE_LEAVES);
-        if fill(table, DISTANCE_BITS, &of_distance, distance, leaves) == Space::Bad {
+        if fill(
+            &mut self.distance,
+            DISTANCE_BITS,
+            distance,
+            &DISTANCE_LEAVES,
+        ) == Space::Bad
+        {
             return Err(BadCode::Distance);
         }
         Ok(())
@@ -178,14 +172,19 @@ impl BlockTables {
     /// The tables of blocks without own codes (RFC 1951, 3.2.6).
     pub(super) fn fixed() -> &'static Self {
         static FIXED: LazyLock<Box<BlockTables>> = LazyLock::new(|| {
-            let mut lengths = [8; 288];
-            lengths[144..256].fill(9);
-            lengths[256..280].fill(7);
+            let (mut litlen, mut distance) = (Lengths::none(), Lengths::none());
+            for symbol in 0..288 {
+                let length = match symbol {
+                    144..256 => 9,
+                    256..280 => 7,
+                    _ => 8,
+                };
+                litlen.give(length, symbol, 1);
+            }
+            distance.give(5, 0, 32);
             let mut tables = Box::new(BlockTables::empty());
-            let mut counts = count(&lengths);
-            counts[5] += 32;
             tables
-                .fill(&counts, &lengths, &[5; 32])
+                .fill(&litlen.code(), &distance.code())
                 .expect("the fixed codes are complete");
             tables
         });
@@ -193,95 +192,36 @@ impl BlockTables {
     }
 }
 
-/// How many codes have each length.
-pub(super) type Counts = [u16; MAX_LENGTH + 1];
-
-/// What lengths make of the code space.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Space {
-    /// All of it is used.
-    Full,
-    /// None or one code of one bit: accepted, as zlib does.
-    Lone,
-    /// Too much or too little is used.
-    Bad,
-}
-
-/// Counts lengths.
-pub(super) fn count(lengths: &[u8]) -> Counts {
-    let mut counts = [0; MAX_LENGTH + 1];
-    for &length in lengths {
-        counts[usize::from(length)] += 1;
-    }
-    counts
-}
-
-/// Judges the lengths of a code.
-fn space(counts: &Counts) -> Space {
-    let used = (1..=MAX_LENGTH).map(|length| u32::from(counts[length]) << (MAX_LENGTH - length));
-    let used: u32 = used.sum();
-    match used {
-        _ if used == 1 << MAX_LENGTH => Space::Full,
-        0 => Space::Lone,
-        _ if counts[1] == 1 && used == 1 << (MAX_LENGTH - 1) => Space::Lone,
-        _ => Space::Bad,
-    }
-}
+/// Entries by symbol, without code lengths.
+pub(super) type Leaves<E, const WORDS: usize> = [[E; 64]; WORDS];
 
 /// Fills a table and its subtables, unless the lengths make no code.
-pub(super) fn fill<E: Entry, const CODES: usize>(
+pub(super) fn fill<E: Entry, const WORDS: usize>(
     table: &mut [E],
     width: u32,
-    counts: &Counts,
-    lengths: &[u8],
-    leaves: &[E; CODES],
+    code: &Code<'_>,
+    leaves: &Leaves<E, WORDS>,
 ) -> Space {
-    let space = space(counts);
+    let space = code.space();
     match space {
         Space::Bad => {}
-        Space::Lone => fill_lone(&mut table[..1 << width], lengths, leaves),
-        Space::Full => {
-            let mut sorted = [E::INVALID; CODES];
-            sort(counts, lengths, leaves, &mut sorted);
-            fill_full(
-                table,
-                width,
-                counts,
-                &sorted[counts[0].into()..lengths.len()],
-            );
-        }
+        Space::Lone => fill_lone(&mut table[..1 << width], code, leaves),
+        Space::Full => fill_full(table, width, code, leaves),
     }
     space
 }
 
 /// Fills a table of at most one code, which is a zero bit.
-fn fill_lone<E: Entry>(table: &mut [E], lengths: &[u8], leaves: &[E]) {
+fn fill_lone<E: Entry, const WORDS: usize>(
+    table: &mut [E],
+    code: &Code<'_>,
+    leaves: &Leaves<E, WORDS>,
+) {
     table.fill(E::INVALID.leaf(1));
-    if let Some(symbol) = lengths.iter().position(|&length| length == 1) {
-        let leaf = leaves[symbol].leaf(1);
+    code.each(1, leaves, |leaf| {
+        let leaf = leaf.leaf(1);
         table.iter_mut().step_by(2).for_each(|entry| *entry = leaf);
-    }
-}
-
-/// Sorts the leaves of symbols by code length, those without a code first.
-fn sort<E: Entry>(counts: &Counts, lengths: &[u8], leaves: &[E], sorted: &mut [E]) {
-    let mut starts = [0; MAX_LENGTH + 1];
-    for length in 0..MAX_LENGTH {
-        starts[length + 1] = starts[length] + counts[length];
-    }
-    let mut ends: Counts = std::array::from_fn(|length| starts[length] + counts[length]);
-    // From both sides: equal lengths often stand together, and their places are waited for.
-    let mut symbols = lengths.iter().zip(&leaves[..lengths.len()]);
-    while let Some((&length, &leaf)) = symbols.next() {
-        let start = &mut starts[usize::from(length)];
-        sorted[usize::from(*start)] = leaf;
-        *start += 1;
-        if let Some((&length, &leaf)) = symbols.next_back() {
-            let end = &mut ends[usize::from(length)];
-            *end -= 1;
-            sorted[usize::from(*end)] = leaf;
-        }
-    }
+    });
 }
 
 /// Bytes with their bits in reverse.
@@ -302,52 +242,55 @@ fn reversed(code: u16, length: u32) -> usize {
     usize::from(u16::from_be_bytes([low, high]) >> (u16::BITS - length))
 }
 
-/// Fills a table from a complete code's symbols, shortest code first.
-fn fill_full<E: Entry>(table: &mut [E], width: u32, counts: &Counts, mut leaves: &[E]) {
-    let mut code = 0;
+/// Fills a table from a complete code, shortest codes first.
+fn fill_full<E: Entry, const WORDS: usize>(
+    table: &mut [E],
+    width: u32,
+    code: &Code<'_>,
+    leaves: &Leaves<E, WORDS>,
+) {
+    let mut bits = 0;
     for length in 1..=width {
         // What the shorter codes say does not depend on the bit that comes in.
-        if code > 0 {
+        if bits > 0 {
             table.copy_within(..1 << (length - 1), 1 << (length - 1));
         }
-        let (those, longer) = leaves.split_at(counts[length as usize].into());
-        for leaf in those {
-            table[reversed(code, length)] = leaf.leaf(length);
-            code += 1;
-        }
-        leaves = longer;
-        if leaves.is_empty() {
-            for bits in length..width {
-                table.copy_within(..1 << bits, 1 << bits);
+        code.each(length, leaves, |leaf| {
+            table[reversed(bits, length)] = leaf.leaf(length);
+            bits += 1;
+        });
+        if bits == 1 << length {
+            for filled in length..width {
+                table.copy_within(..1 << filled, 1 << filled);
             }
             return;
         }
-        code <<= 1;
+        bits <<= 1;
     }
-    fill_subtables(table, width, counts, code, leaves);
+    fill_subtables(table, width, code, bits, leaves);
 }
 
-/// Fills the subtables of the codes longer than `width`, from `code` on.
-fn fill_subtables<E: Entry>(
+/// Fills the subtables of the codes longer than `width`, which begin with `bits`.
+fn fill_subtables<E: Entry, const WORDS: usize>(
     table: &mut [E],
     width: u32,
-    counts: &Counts,
-    mut code: u16,
-    mut leaves: &[E],
+    code: &Code<'_>,
+    mut bits: u16,
+    leaves: &Leaves<E, WORDS>,
 ) {
     let mask = (1 << width) - 1;
     let mut prefix = usize::MAX;
     let (mut start, mut end) = (0, 1 << width);
-    for (length, &count) in (0..).zip(counts).skip(width as usize + 1) {
-        let (those, longer) = leaves.split_at(count.into());
-        for (done, leaf) in (0..count).zip(those) {
-            let place = reversed(code, length);
+    for (length, &count) in (0..).zip(&code.counts).skip(width as usize + 1) {
+        let mut left = count;
+        code.each(length, leaves, |leaf| {
+            let place = reversed(bits, length);
             if place & mask != prefix {
                 prefix = place & mask;
-                let bits = subtable_bits(counts, length, count - done, width);
+                let more = subtable_bits(&code.counts, length, left, width);
                 start = end;
-                end += 1 << bits;
-                table[prefix] = E::link(start, bits, width);
+                end += 1 << more;
+                table[prefix] = E::link(start, more, width);
             }
             let rest = length - width;
             let leaf = leaf.leaf(rest);
@@ -355,13 +298,11 @@ fn fill_subtables<E: Entry>(
                 .iter_mut()
                 .step_by(1 << rest)
                 .for_each(|entry| *entry = leaf);
-            code += 1;
-        }
-        leaves = longer;
-        if leaves.is_empty() {
-            return;
-        }
-        code <<= 1;
+            bits += 1;
+            left -= 1;
+        });
+        // Behind the longest code all bits are gone.
+        bits <<= 1;
     }
 }
 
