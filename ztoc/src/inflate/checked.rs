@@ -24,6 +24,9 @@ struct Checked<'a> {
 }
 
 impl Memory for Checked<'_> {
+    // One check for all words in place of four for each.
+    const LONG_STEPS: bool = true;
+
     #[inline(always)]
     fn input_word(&self, at: usize) -> u64 {
         u64::from_le_bytes(
@@ -74,14 +77,6 @@ impl Memory for Checked<'_> {
             for (byte, target) in word.into_iter().zip(target) {
                 target.set(byte);
             }
-        }
-    }
-
-    #[inline(always)]
-    fn copy_on(&mut self, mut from: usize, mut to: usize, end: usize) {
-        while to < end {
-            self.copy_words(from, to);
-            (to, from) = (to + WORDS * 8, from + WORDS * 8);
         }
     }
 

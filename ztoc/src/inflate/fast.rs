@@ -45,6 +45,9 @@ pub(super) struct Place {
 /// Input, output and tables as the loop sees them. The loop asks for nothing beyond
 /// what [`Limits`] leave it.
 pub(super) trait Memory {
+    /// Whether a long match is copied by [`WORDS`] and not by single words behind the first ones.
+    const LONG_STEPS: bool = false;
+
     /// Eight bytes of input.
     fn input_word(&self, at: usize) -> u64;
     /// An entry of the lit/len table.
@@ -64,14 +67,6 @@ pub(super) trait Memory {
     fn copy_words(&mut self, from: usize, to: usize) {
         for word in 0..WORDS {
             self.put_word(to + word * 8, self.word(from + word * 8));
-        }
-    }
-    /// Goes on copying words until `end`, and up to [`WORDS`] behind it.
-    #[inline(always)]
-    fn copy_on(&mut self, mut from: usize, mut to: usize, end: usize) {
-        while to < end {
-            self.put_word(to, self.word(from));
-            (to, from) = (to + 8, from + 8);
         }
     }
     /// Lets the loop that follows begin in the middle of a cache line, if that pays.
@@ -135,12 +130,6 @@ impl Limits {
     fn until(self, pos: usize) -> Self {
         let output = self.output.min(pos.saturating_sub(1));
         Self { output, ..self }
-    }
-
-    /// Whether a turn may start at `next` and `pos`.
-    #[inline(always)]
-    fn allow(self, next: usize, pos: usize) -> bool {
-        next <= self.input && pos <= self.output
     }
 }
 
@@ -250,7 +239,12 @@ fn turns<C: Cut, const NEAR: bool, const BEGINNING: bool>(
     memory.align();
     // With 56 bits in each turn.
     let leave = loop {
-        if !limits.allow(reader.next, pos) {
+        if reader.next > limits.input {
+            std::hint::cold_path();
+            break Leave::Slack;
+        }
+        if pos > limits.output {
+            std::hint::cold_path();
             break Leave::Slack;
         }
         let mut link_bits = 0;
@@ -408,14 +402,23 @@ fn copy_exactly(memory: &mut impl Memory, pos: usize, distance: usize, length: u
 
 /// Writes a match, and some of [`WORDS`] behind its end.
 #[inline(always)]
-fn copy(memory: &mut impl Memory, pos: usize, distance: usize, length: usize) {
+fn copy<M: Memory>(memory: &mut M, pos: usize, distance: usize, length: usize) {
     let end = pos + length;
     let (mut to, mut from) = (pos, pos - distance);
     if distance >= 8 {
         memory.copy_words(from, to);
         // Apart from the loop it needs fewer registers.
         if length > WORDS * 8 {
-            memory.copy_on(from + WORDS * 8, to + WORDS * 8, end);
+            (to, from) = (to + WORDS * 8, from + WORDS * 8);
+            while to < end {
+                if M::LONG_STEPS {
+                    memory.copy_words(from, to);
+                    (to, from) = (to + WORDS * 8, from + WORDS * 8);
+                } else {
+                    memory.put_word(to, memory.word(from));
+                    (to, from) = (to + 8, from + 8);
+                }
+            }
         }
     } else if distance == 1 {
         let word = u64::from(memory.byte(from)) * 0x0101_0101_0101_0101;
