@@ -189,8 +189,8 @@ mod tests {
                 prop_assert_eq!(found, expected(litlens));
                 prop_assert_eq!(found_distances, expected(distances));
             }
-            for symbol in 0..litlen {
-                prop_assert_eq!(litlen_code.has(symbol), litlens[symbol] != 0);
+            for (symbol, &length) in litlens.iter().enumerate() {
+                prop_assert_eq!(litlen_code.has(symbol), length != 0);
             }
         }
     }
