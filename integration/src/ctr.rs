@@ -1,5 +1,6 @@
 //! containerd's own client.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -112,11 +113,24 @@ impl Ctr {
         run(&mut self.run_command(container))
     }
 
+    /// [`Self::run`], with all that it prints written to `log` by the shim. Without, `ctr` reads it from a pipe that it
+    /// opens beside starting the container: of one that ends at once while the machine is busy it can miss everything.
+    pub fn run_logged(&self, container: Run<'_>, log: &Path) -> Result<String> {
+        let uri = format!("--log-uri=file://{}", log.display());
+        run(&mut self.run_with(&[&uri], container))?;
+        fs::read_to_string(log).with_context(|| format!("reading {}", log.display()))
+    }
+
     /// The command that runs, waits for and removes a container.
     pub fn run_command(&self, container: Run<'_>) -> Command {
+        self.run_with(&[], container)
+    }
+
+    fn run_with(&self, options: &[&str], container: Run<'_>) -> Command {
         let mut ctr = self.command();
         ctr.args(["run", "--rm", "--snapshotter", container.snapshotter]);
-        ctr.args([container.image, container.id])
+        ctr.args(options)
+            .args([container.image, container.id])
             .args(container.arguments);
         ctr
     }

@@ -336,9 +336,9 @@ fn images_that_come_and_go_leave_no_layer_view_or_descriptor_and_no_memory() {
                 scope.spawn(move || {
                     host.soci().unwrap().rpull(reference).unwrap();
                     let id = format!("churn-{round}-{number}");
-                    let printed = host
-                        .ctr()
-                        .run(Run::shell(reference, &id, "sha256sum /file"));
+                    let log = host.scratch.path().join(&id);
+                    let run = Run::shell(reference, &id, "sha256sum /file");
+                    let printed = host.ctr().run_logged(run, &log);
                     assert_eq!(printed.unwrap(), format!("{digest}  /file\n"));
                     host.ctr().remove_image(reference).unwrap();
                 });
