@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use super::LINE;
+
 /// Most threads: as many reads as common disks work on at a time.
 const THREADS: usize = 16;
 /// Reads that may wait for a thread. There is one for each process that reads, and a few for each file that is
@@ -18,8 +20,8 @@ const THREADS: usize = 16;
 const MOST_WAITING: usize = 1024;
 /// Bytes of stack of a thread: a read needs little.
 const STACK: usize = 256 << 10;
-/// Largest buffer kept by a thread without work, in bytes.
-const KEPT: usize = 64 << 10;
+/// Largest buffer kept by a thread without work, in bytes: for a read of 64 KiB.
+const KEPT: usize = (64 << 10) + LINE;
 
 /// Does one read; the buffer is lent.
 type Read = Box<dyn FnOnce(&mut Vec<u8>) + Send>;

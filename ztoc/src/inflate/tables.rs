@@ -100,6 +100,7 @@ static LITLEN_LEAVES: Leaves<u32, LITLEN_WORDS> = {
             litlen::LITERAL | byte << 16 | LITLEN_BITS << 8;
         byte += 1;
     }
+    // In the last word are the symbols from 256 on.
     leaves[4][0] = litlen::SPECIAL | LITLEN_BITS << 8;
     let mut symbol = 0;
     let mut base = 3;
