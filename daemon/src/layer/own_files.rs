@@ -45,7 +45,8 @@ struct State {
     /// By position in the layer.
     known: BTreeMap<u64, Known>,
     wanted: VecDeque<Range<UncompressedOffset>>,
-    making: bool,
+    /// The one that is being made.
+    making: Option<Range<UncompressedOffset>>,
 }
 
 /// A file that is there.
@@ -112,7 +113,7 @@ impl OwnFiles {
     #[cfg(test)]
     pub(super) fn is_settled(&self) -> bool {
         let state = self.state.lock();
-        !state.making && state.wanted.is_empty()
+        state.making.is_none() && state.wanted.is_empty()
     }
 
     fn path(&self, at: u64) -> PathBuf {
@@ -147,10 +148,14 @@ impl OwnFiles {
         }
     }
 
-    /// Notes that the file at `range` is wanted; whether it was not before.
+    /// Notes that the file at `range` is wanted; whether it was not before, nor is being made, nor is there since.
     fn want(&self, range: Range<UncompressedOffset>) -> bool {
         let mut state = self.state.lock();
-        let new = state.wanted.len() < MOST_WANTED && !state.wanted.contains(&range);
+        let known = state.known.get(&range.start.0);
+        let new = known.is_none_or(|known| known.len != range.byte_len())
+            && state.making.as_ref() != Some(&range)
+            && !state.wanted.contains(&range)
+            && state.wanted.len() < MOST_WANTED;
         if new {
             state.wanted.push_back(range);
         }
@@ -160,16 +165,15 @@ impl OwnFiles {
     /// The next file to be made, unless one is being made.
     fn begin(&self) -> Option<Range<UncompressedOffset>> {
         let mut state = self.state.lock();
-        if state.making {
-            return None;
+        if state.making.is_none() {
+            state.making = state.wanted.pop_front();
+            return state.making.clone();
         }
-        let next = state.wanted.pop_front();
-        state.making = next.is_some();
-        next
+        None
     }
 
     fn ended(&self) {
-        self.state.lock().making = false;
+        self.state.lock().making = None;
     }
 
     /// The file at `at` is there. Answers what was there before in its place, in bytes.

@@ -1,6 +1,7 @@
 //! Large files of a layer as files of their own.
 
 use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::LazyLock;
 
 use super::super::own_files::DIRECTORY;
@@ -127,6 +128,15 @@ async fn a_file_that_somebody_deleted_is_made_anew() {
     fs::remove_file(path(&node)).unwrap();
     assert!(ask_for(&node).is_none());
     assert_right(&*had(&node).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_asked_for_again_while_it_is_made_is_made_once() {
+    let node = proven(options()).await;
+    let file = had(&node).await;
+    settled(&node).await;
+    let there = fs::metadata(path(&node)).unwrap();
+    assert_eq!(there.ino(), file.metadata().unwrap().ino());
 }
 
 #[tokio::test(flavor = "multi_thread")]
