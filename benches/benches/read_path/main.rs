@@ -5,6 +5,8 @@
 //! both cases; "first" is names never asked for since the mount; "fetched" has nothing local at all, with a registry in memory; against
 //! inflating the same bytes with the common decoder. "everything" is read through a line of limited bandwidth
 //! and with delay, against the time the compressed bytes need on it.
+//!
+//! `read_path [ROUNDS [NAME...]]`: only what has one of the names in its own, as "sequential" or "4 jobs".
 
 #![allow(missing_docs, reason = "a program")]
 
@@ -27,8 +29,10 @@ use crate::served::{Form, Line, Packed, Served};
 use crate::tree::Tree;
 use crate::work::Work;
 
-/// Rounds of each measurement; the median ratio counts.
+/// Rounds of each measurement if not told; the median ratio counts.
 const ROUNDS: usize = 5;
+/// Rounds of what is fetched, which takes longest.
+const FETCHED_ROUNDS: usize = 3;
 
 /// Files of the layer that is only opened.
 const FILES: u32 = 200_000;
@@ -56,6 +60,30 @@ const SUMMARY: [(&str, &str); 13] = [
     ("all_1g_80ms", "everything, 1000 Mbit/s, 80 ms"),
 ];
 
+/// How often to measure what.
+struct Options {
+    rounds: usize,
+    /// Parts of names; everything if there are none.
+    names: Vec<String>,
+}
+
+impl Options {
+    fn of_arguments() -> Result<Self> {
+        let arguments = std::env::args().skip(1);
+        let mut arguments = arguments.filter(|argument| argument != "--bench");
+        let rounds = arguments.next().map_or(Ok(ROUNDS), |rounds| rounds.parse());
+        Ok(Self {
+            rounds: rounds.context("ROUNDS is a number")?,
+            names: arguments.collect(),
+        })
+    }
+
+    /// Whether what is called `name` is wanted.
+    fn want(&self, name: &str) -> bool {
+        self.names.is_empty() || self.names.iter().any(|part| name.contains(part.as_str()))
+    }
+}
+
 /// Where the same tree is seen, and where its bytes lie.
 struct Side {
     root: PathBuf,
@@ -64,6 +92,7 @@ struct Side {
 }
 
 fn main() -> Result<()> {
+    let options = Options::of_arguments()?;
     // As the daemon does.
     heap::return_large_buffers();
     let base =
@@ -72,17 +101,21 @@ fn main() -> Result<()> {
         .prefix("read-path-")
         .tempdir_in(&base)
         .with_context(|| format!("cannot work in {}", base.display()))?;
-    for form in [Form::Ztoc, Form::Compact] {
-        opening(place.path(), form)?;
+    if options.want("opening") {
+        for form in [Form::Ztoc, Form::Compact] {
+            opening(place.path(), form, options.rounds)?;
+        }
     }
     let tree = Tree::make(&place.path().join("native"))?;
     let packed = Packed::of(&tree)?;
     let mut ratios = BTreeMap::new();
-    fetched(&packed, &tree, place.path(), &mut ratios)?;
-    lines(&packed, &tree, place.path(), &mut ratios)?;
+    if options.want(FETCHED) {
+        fetched(&packed, &tree, place.path(), &mut ratios)?;
+    }
+    lines(&packed, &tree, place.path(), &options, &mut ratios)?;
     let served = Served::start(&packed, place.path(), "local", Line::default())?;
     served.fetch_all()?;
-    names(&served, &tree, place.path(), &mut ratios)?;
+    names(&served, &tree, place.path(), &options, &mut ratios)?;
     let before = served.requests();
     let native = Overlay::over(&tree.root, place.path(), "native-data")?;
     let ours = Overlay::over(served.path(), place.path(), "ours-data")?;
@@ -96,13 +129,14 @@ fn main() -> Result<()> {
             below: Some(served.data()),
         },
     ];
-    data(&sides, &tree, "", &[1, 4, 16], &mut ratios)?;
+    data(&sides, &tree, "", &[1, 4, 16], &options, &mut ratios)?;
     println!(
         "\nFUSE requests for all data workloads: {}\n",
         served.requests() - before
     );
     let [native, _] = sides;
-    passed_through(native, &served, (&packed, &tree), place.path(), &mut ratios)?;
+    let world = (&packed, &tree, place.path());
+    passed_through(native, &served, world, &options, &mut ratios)?;
     println!("The layer: {:?}", served.layer.counters());
     let summary = SUMMARY.iter().map(|(key, name)| {
         format!(
@@ -115,12 +149,12 @@ fn main() -> Result<()> {
 }
 
 /// A view of a layer with many files is there quickly.
-fn opening(place: &Path, form: Form) -> Result<()> {
+fn opening(place: &Path, form: Form, rounds: usize) -> Result<()> {
     let packed = Packed::of_names(FILES, form)?;
     let name = form.name();
     let mut times = Vec::new();
     let mut memory = 0;
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         let served = Served::start(
             &packed,
             place,
@@ -141,6 +175,9 @@ fn opening(place: &Path, form: Form) -> Result<()> {
     Ok(())
 }
 
+/// What [`fetched`] measures.
+const FETCHED: &str = "sequential, fetched";
+
 /// One reader of a file of which nothing is here, against unpacking it with the common decoder.
 fn fetched(
     packed: &Packed,
@@ -149,7 +186,7 @@ fn fetched(
     ratios: &mut BTreeMap<String, f64>,
 ) -> Result<()> {
     let mut pairs = Vec::new();
-    for round in 0..3 {
+    for round in 0..FETCHED_ROUNDS {
         let native = packed.gunzip()?;
         let served = Served::start(packed, place, &format!("cold-{round}"), Line::default())?;
         let ours = Work::Sequential.run(served.path(), tree, 1)?;
@@ -169,7 +206,7 @@ fn fetched(
         }
     }
     println!("| workload | native | ours | speed, ours to native |\n|---|---|---|---|");
-    report("sequential, fetched", pairs, ratios);
+    report(FETCHED, pairs, ratios);
     Ok(())
 }
 
@@ -179,9 +216,14 @@ fn lines(
     packed: &Packed,
     tree: &Tree,
     place: &Path,
+    options: &Options,
     ratios: &mut BTreeMap<String, f64>,
 ) -> Result<()> {
     for (megabits, millis) in [(200, 5), (200, 80), (1000, 5), (1000, 20), (1000, 80)] {
+        let name = format!("everything, {megabits} Mbit/s, {millis} ms");
+        if !options.want(&name) {
+            continue;
+        }
         let line = Line {
             rate: megabits * 125_000,
             delay: Duration::from_millis(millis),
@@ -190,7 +232,6 @@ fn lines(
         let served = Served::start(packed, place, &format!("line-{megabits}-{millis}"), line)?;
         served.layer.fill_up();
         let ours = Work::Everything.run(served.path(), tree, 1)?;
-        let name = format!("everything, {megabits} Mbit/s, {millis} ms");
         report(&name, vec![(alone, ours)], ratios);
         let counters = served.layer.counters();
         anyhow::ensure!(counters.failed_reads == 0, "reads failed: {counters:?}");
@@ -203,16 +244,21 @@ fn names(
     served: &Served,
     tree: &Tree,
     place: &Path,
+    options: &Options,
     ratios: &mut BTreeMap<String, f64>,
 ) -> Result<()> {
-    let kinds = [Work::Find, Work::Stat, Work::Open];
+    let mut kinds = vec![Work::Find, Work::Stat, Work::Open];
+    kinds.retain(|kind| options.want(&kind.name()));
+    if kinds.is_empty() {
+        return Ok(());
+    }
     let mut all: BTreeMap<String, Vec<(Duration, Duration)>> = BTreeMap::new();
-    for round in 0..ROUNDS {
+    for round in 0..options.rounds {
         let view = served.mount_again(place, &format!("view-{round}"))?;
         work::forget_names()?;
         let native = Overlay::over(&tree.root, place, &format!("native-{round}"))?;
         let ours = Overlay::over(view.mountpoint(), place, &format!("ours-{round}"))?;
-        for kind in kinds {
+        for &kind in &kinds {
             let name = kind.name();
             let first = (
                 kind.run(native.path(), tree, 1)?,
@@ -238,8 +284,8 @@ fn names(
 fn passed_through(
     native: Side,
     served: &Served,
-    (packed, tree): (&Packed, &Tree),
-    place: &Path,
+    (packed, tree, place): (&Packed, &Tree, &Path),
+    options: &Options,
     ratios: &mut BTreeMap<String, f64>,
 ) -> Result<()> {
     let Some((view, own_file)) = served.mount_passing_through(packed, place)? else {
@@ -256,7 +302,7 @@ fn passed_through(
     ];
     let reads = || view.counters().requests(Operation::Read);
     let before = reads();
-    data(&sides, tree, ", passed through", &[1], ratios)?;
+    data(&sides, tree, ", passed through", &[1], options, ratios)?;
     println!(
         "\nFUSE reads for the data passed through: {}",
         reads() - before
@@ -270,6 +316,7 @@ fn data(
     tree: &Tree,
     how: &str,
     jobs: &[u64],
+    options: &Options,
     ratios: &mut BTreeMap<String, f64>,
 ) -> Result<()> {
     let kinds = [
@@ -280,8 +327,13 @@ fn data(
     ];
     for kind in kinds {
         for &jobs in jobs {
+            let plural = if jobs == 1 { "" } else { "s" };
+            let name = |state: &str| format!("{}{how}, {state}{jobs} job{plural}", kind.name());
+            if !options.want(&name("")) {
+                continue;
+            }
             let (mut cold, mut warm) = (Vec::new(), Vec::new());
-            for _ in 0..ROUNDS {
+            for _ in 0..options.rounds {
                 let mut times = Vec::new();
                 for side in sides {
                     let large = side.root.join(tree::LARGE);
@@ -297,10 +349,8 @@ fn data(
                 cold.push((times[0], times[2]));
                 warm.push((times[1], times[3]));
             }
-            let plural = if jobs == 1 { "" } else { "s" };
-            let name = |state: &str| format!("{}{how}, {state}, {jobs} job{plural}", kind.name());
-            report(&name("cold"), cold, ratios);
-            report(&name("warm"), warm, ratios);
+            report(&name("cold, "), cold, ratios);
+            report(&name("warm, "), warm, ratios);
         }
     }
     Ok(())
