@@ -9,6 +9,8 @@ mod cache;
 mod cold;
 mod counters;
 mod decode;
+mod direct;
+mod disk_ahead;
 mod engine;
 mod fetch;
 mod fill;
@@ -16,15 +18,18 @@ mod flight;
 mod hot;
 mod idle;
 mod kept_ztoc;
+mod large;
 mod ledger;
 mod link;
 mod map;
 mod own_files;
 mod pace;
+mod past_cache;
 mod pending;
 mod proof;
 mod readahead;
 mod record;
+mod residency;
 mod schedule;
 mod source;
 mod store;
@@ -93,6 +98,15 @@ fn room(buffer: &mut Vec<u8>, length: usize) -> &mut [u8] {
     buffer.resize((length + LINE).max(buffer.len()), 0);
     let start = buffer.as_ptr().align_offset(LINE).min(LINE);
     &mut buffer[start..start + length]
+}
+
+/// How a read of what is on disk and not in memory is done.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    /// Past the disk's page cache.
+    Direct,
+    /// Through it.
+    Cached,
 }
 
 /// The spans of one layer: where they are, who fetches them, who waits for them.
@@ -248,11 +262,12 @@ impl Layer {
     }
 
     /// Answers if all of `spans` are present, on this thread unless that would wait for the disk; else gives
-    /// the reply back.
+    /// the reply back. `end` is that of the file.
     fn hit(
         &self,
         spans: Range<SpanId>,
         range: &Range<UncompressedOffset>,
+        end: UncompressedOffset,
         reply: ReadReply,
     ) -> Option<ReadReply> {
         let Some(seen) = self.flights.sight(spans.clone()) else {
@@ -261,11 +276,15 @@ impl Layer {
         let Ok(length) = usize::try_from(range.byte_len()) else {
             return Some(reply);
         };
+        let reply = match range.byte_len() {
+            direct::SMALLEST.. => self.hit_past_cache(&spans, range, end, reply)?,
+            _ => reply,
+        };
         let mut buffer = HIT.take();
         let into = room(&mut buffer, length);
         let unanswered = match self.read_here(range.start, into) {
             Ok(false) => {
-                self.hit_later(spans, range.clone(), reply);
+                self.hit_later(spans, range.clone(), reply, Way::Cached);
                 None
             }
             Ok(true) if self.flights.still(spans.clone(), &seen) => {
@@ -296,7 +315,13 @@ impl Layer {
     }
 
     /// Has a read of what is on disk answered by a thread that may wait for it.
-    fn hit_later(&self, spans: Range<SpanId>, range: Range<UncompressedOffset>, reply: ReadReply) {
+    fn hit_later(
+        &self,
+        spans: Range<SpanId>,
+        range: Range<UncompressedOffset>,
+        reply: ReadReply,
+        way: Way,
+    ) {
         let Some(this) = self.this.upgrade() else {
             return;
         };
@@ -304,7 +329,10 @@ impl Layer {
         let trace = traces::here();
         let read = move |buffer: &mut Vec<u8>| {
             let _inside = trace.enter();
-            this.hit_cold(spans, range, reply, buffer);
+            match way {
+                Way::Direct => this.hit_direct(spans, range, reply, buffer),
+                Way::Cached => this.hit_cold(spans, range, reply, buffer),
+            }
         };
         if let Some(read) = self.engine.cold.submit(Box::new(read)) {
             read(&mut Vec::new());
@@ -485,6 +513,7 @@ impl Layer {
 
     /// The disk does not give a span it should have: it is absent from now on.
     fn distrust(&self, span: SpanId) {
+        self.engine.cold.ahead().forget();
         if self.flights.leave(span) {
             self.drops(self.spans.uncompressed(span).byte_len());
             add(&self.counters.bad_cached_spans, 1);
@@ -516,8 +545,9 @@ impl LayerContent for Layer {
         if spans.is_empty() {
             return reply.data(&[]);
         }
+        let end = file.end;
         let file = self.locate(&file).unwrap_or_else(|| spans.clone());
-        if let Some(reply) = self.hit(spans.clone(), &range, reply) {
+        if let Some(reply) = self.hit(spans.clone(), &range, end, reply) {
             self.miss(spans.clone(), range, reply);
             self.hot.note(file.clone());
         }

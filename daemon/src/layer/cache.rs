@@ -13,12 +13,14 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use ztoc::unit::ByteLen as _;
 use ztoc::{Digest, SpanId, UncompressedOffset};
 
+use super::direct::Direct;
 use super::map::{Checksum, SpanMap};
 
 /// The two open files.
 #[derive(Debug)]
 pub(crate) struct SpanCache {
     data: File,
+    direct: Direct,
     map: SpanMap,
 }
 
@@ -41,7 +43,8 @@ impl SpanCache {
             data.set_len(size)?;
         }
         let (map, claimed) = SpanMap::open(&dir.join("map"), ztoc, spans)?;
-        Ok((Self { data, map }, claimed))
+        let direct = Direct::default();
+        Ok((Self { data, direct, map }, claimed))
     }
 
     /// Reads bytes of spans known to be there.
@@ -74,6 +77,21 @@ impl SpanCache {
             }
         }
         Ok(done)
+    }
+
+    /// Whether bytes of spans known to be there are best read past the page cache: many, and none in memory.
+    pub(crate) fn is_cold(&self, range: &Range<UncompressedOffset>) -> bool {
+        self.direct.suits(&self.data, &(range.start.0..range.end.0))
+    }
+
+    /// [`Self::read`] past the page cache; see [`Direct::read`].
+    pub(crate) fn read_direct(
+        &self,
+        range: &Range<UncompressedOffset>,
+        buffer: &mut [u8],
+    ) -> Option<Range<usize>> {
+        let range = range.start.0..range.end.0;
+        self.direct.read(&self.data, &range, buffer)
     }
 
     /// Writes a whole span, then vouches for it. After an error the span is not there, and the space

@@ -8,10 +8,13 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::LINE;
+use super::disk_ahead::DiskAhead;
+use super::large::LargeBuffers;
 
 /// Most threads: as many reads as common disks work on at a time.
 const THREADS: usize = 16;
@@ -22,6 +25,12 @@ const MOST_WAITING: usize = 1024;
 const STACK: usize = 256 << 10;
 /// Largest buffer kept by a thread without work, in bytes: for a read of 64 KiB.
 const KEPT: usize = (64 << 10) + LINE;
+
+/// How long large buffers are kept without work.
+const KEEP: Duration = match cfg!(test) {
+    false => Duration::from_secs(10),
+    true => Duration::from_millis(200),
+};
 
 /// Does one read; the buffer is lent.
 type Read = Box<dyn FnOnce(&mut Vec<u8>) + Send>;
@@ -38,6 +47,10 @@ struct Queue {
     /// Nothing is locked under it.
     state: Mutex<State>,
     work: Condvar,
+    /// For reads past the page cache; given back to the kernel when there was nothing to read for a while.
+    large: Arc<LargeBuffers>,
+    /// What such reads bring before it is asked for, given up with them.
+    ahead: DiskAhead,
 }
 
 #[derive(Default)]
@@ -59,6 +72,16 @@ impl ColdReads {
             queue: Arc::default(),
             on_the_spot: AtomicBool::new(false),
         }
+    }
+
+    /// Buffers for reads past the page cache.
+    pub(crate) fn large(&self) -> &Arc<LargeBuffers> {
+        &self.queue.large
+    }
+
+    /// What such reads bring before it is asked for.
+    pub(crate) fn ahead(&self) -> &DiskAhead {
+        &self.queue.ahead
     }
 
     /// The right to wait for the disk on the calling thread, if nobody has it.
@@ -111,8 +134,25 @@ impl Queue {
                 buffer = Vec::new();
             }
             state.free += 1;
-            self.work.wait(&mut state);
+            self.wait(&mut state);
             state.free -= 1;
+        }
+    }
+
+    /// Waits for something to do.
+    fn wait(&self, state: &mut MutexGuard<'_, State>) {
+        let kept = || self.ahead.holds_any() || self.large.are_kept();
+        let kept = MutexGuard::unlocked(state, kept);
+        if !state.waiting.is_empty() || state.closed {
+            return;
+        }
+        if !kept {
+            self.work.wait(state);
+        } else if self.work.wait_for(state, KEEP).timed_out() {
+            MutexGuard::unlocked(state, || {
+                self.ahead.forget();
+                self.large.forget();
+            });
         }
     }
 }
@@ -180,6 +220,20 @@ mod tests {
         let mut all: Vec<usize> = came.iter().take(THREADS * 2).collect();
         all.sort_unstable();
         assert!(all.into_iter().eq(0..THREADS * 2));
+    }
+
+    #[test]
+    fn large_buffers_are_given_back_when_there_was_nothing_to_read_for_a_while() {
+        let cold = ColdReads::new();
+        let large = Arc::clone(cold.large());
+        let read = Box::new(move |_: &mut Vec<u8>| drop(large.take()));
+        assert!(cold.submit(read).is_none());
+        let given_back = || !cold.large().are_kept() && cold.queue.state.lock().free == 1;
+        let begun = std::time::Instant::now();
+        while !given_back() || begun.elapsed() < KEEP / 2 {
+            assert!(begun.elapsed() < Duration::from_secs(30), "they stay");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     #[test]

@@ -24,6 +24,7 @@ use ztoc::{CompressedOffset, Compression, SpanSize};
 use super::*;
 
 mod abandoned;
+mod cold;
 mod compact;
 mod disk;
 mod early;

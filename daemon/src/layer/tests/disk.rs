@@ -7,7 +7,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use super::*;
 
 /// All spans written, so that nothing is in flight when the daemon dies.
-async fn settled(node: &Node) {
+pub(super) async fn settled(node: &Node) {
     let all = node.layer.spans().count() as usize;
     for _ in 0..30_000 {
         if node.layer.spans_present() == all {
