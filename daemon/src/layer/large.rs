@@ -84,7 +84,7 @@ impl LargeBuffers {
     /// One more, be its pages large or not.
     #[cfg(test)]
     pub(super) fn any(self: &Arc<Self>) -> LargeBuffer {
-        let mapping = MmapMut::map_anon(2 * LEN).unwrap();
+        let mapping = MmapMut::map_anon(2 * LEN).expect("there is memory");
         let start = mapping.as_ptr().align_offset(LEN);
         LargeBuffer {
             memory: Some(Memory { mapping, start }),
