@@ -29,7 +29,7 @@ type Part = Range<UncompressedOffset>;
 /// What is read ahead and by whom, over all layers.
 #[derive(Default)]
 pub(crate) struct DiskAhead {
-    /// A leaf: nothing is locked under it, and it is held over no I/O.
+    /// Only the lock of the buffers is taken under it, and it is held over no I/O.
     state: Mutex<State>,
 }
 
