@@ -21,9 +21,11 @@ use tokio::sync::oneshot;
 use ztoc::builder::{BuildOptions, build};
 use ztoc::{CompressedOffset, Compression, SpanSize};
 
+use self::answers::{Answer, answered, reply};
 use super::*;
 
 mod abandoned;
+mod answers;
 mod cold;
 mod compact;
 mod disk;
@@ -336,11 +338,8 @@ async fn open(
         .await
 }
 
-fn ask(layer: &Layer, range: Range<u64>) -> oneshot::Receiver<Result<Vec<u8>, ReadError>> {
-    let (send, receive) = oneshot::channel();
-    let reply = ReadReply::new(move |answer| {
-        let _ = send.send(answer.map(<[u8]>::to_vec));
-    });
+fn ask(layer: &Layer, range: Range<u64>) -> Answer {
+    let (reply, receive) = reply();
     layer.read(
         UncompressedOffset(range.start)..UncompressedOffset(range.end),
         reply,
@@ -349,8 +348,7 @@ fn ask(layer: &Layer, range: Range<u64>) -> oneshot::Receiver<Result<Vec<u8>, Re
 }
 
 pub(super) async fn read(layer: &Layer, range: Range<u64>) -> Result<Vec<u8>, ReadError> {
-    let answer = tokio::time::timeout(Duration::from_secs(60), ask(layer, range));
-    answer.await.expect("a read is answered").unwrap()
+    answered(ask(layer, range)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,13 +16,8 @@ fn end(mut process: Child) {
     process.wait().unwrap();
 }
 
-type Answer = oneshot::Receiver<Result<Vec<u8>, ReadError>>;
-
 fn ask_as(reader: &Child, layer: &Layer, range: Range<u64>) -> Answer {
-    let (send, receive) = oneshot::channel();
-    let reply = ReadReply::new(move |answer| {
-        let _ = send.send(answer.map(<[u8]>::to_vec));
-    });
+    let (reply, receive) = reply();
     layer.read(
         UncompressedOffset(range.start)..UncompressedOffset(range.end),
         reply.wanted_by(Reader::new(reader.id())),

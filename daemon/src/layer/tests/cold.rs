@@ -3,7 +3,7 @@
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use super::super::residency::cached_pages;
-use super::disk::settled;
+use super::disk::filled;
 use super::*;
 
 /// As much as has the next requests read ahead.
@@ -15,9 +15,7 @@ async fn full() -> Node {
     let packed = packed(Compression::Gzip, 1);
     let mut node = Node::at(dir.path().to_owned(), packed, options()).await;
     node._dir = Some(dir);
-    node.layer.request(SpanId(0)..SpanId(u32::MAX), Lane::Fill);
-    settled(&node).await;
-    node
+    filled(node).await
 }
 
 /// Takes the layer out of memory.
@@ -34,15 +32,11 @@ fn pages(node: &Node) -> Option<u64> {
 
 /// Reads `range` as a part of one file that is all of the layer.
 async fn read_in_file(node: &Node, range: Range<u64>) -> Result<Vec<u8>, ReadError> {
-    let (send, receive) = oneshot::channel();
-    let reply = ReadReply::new(move |answer| {
-        let _ = send.send(answer.map(<[u8]>::to_vec));
-    });
+    let (reply, receive) = reply();
     let part = |range: Range<u64>| UncompressedOffset(range.start)..UncompressedOffset(range.end);
     node.layer
         .read_in_file(part(node.all()), part(range), reply);
-    let answer = tokio::time::timeout(Duration::from_secs(60), receive);
-    answer.await.expect("a read is answered").unwrap()
+    answered(receive).await
 }
 
 /// Reads all of the layer in sequence from `start` on.

@@ -7,7 +7,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use super::*;
 
 /// All spans written, so that nothing is in flight when the daemon dies.
-pub(super) async fn settled(node: &Node) {
+async fn settled(node: &Node) {
     let all = node.layer.spans().count() as usize;
     for _ in 0..30_000 {
         if node.layer.spans_present() == all {
@@ -19,7 +19,11 @@ pub(super) async fn settled(node: &Node) {
 }
 
 async fn full() -> Node {
-    let node = Node::new().await;
+    filled(Node::new().await).await
+}
+
+/// The node with all of its layer on disk.
+pub(super) async fn filled(node: Node) -> Node {
     node.layer.request(SpanId(0)..SpanId(u32::MAX), Lane::Fill);
     settled(&node).await;
     node

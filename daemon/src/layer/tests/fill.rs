@@ -58,10 +58,7 @@ async fn the_rest_of_a_file_that_is_read_comes_before_the_rest_of_the_layer() {
         node.layer.spans().count() - 1,
     );
     let file = node.span(first).start..node.span(last).start;
-    let (send, receive) = oneshot::channel();
-    let reply = ReadReply::new(move |answer| {
-        let _ = send.send(answer.map(<[u8]>::to_vec));
-    });
+    let (reply, receive) = reply();
     let at = |offset: u64| UncompressedOffset(offset);
     let range = at(file.start)..at(file.start + 10);
     node.layer
