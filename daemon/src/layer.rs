@@ -100,14 +100,9 @@ fn room(buffer: &mut Vec<u8>, length: usize) -> &mut [u8] {
     &mut buffer[start..start + length]
 }
 
-/// How a read of what is on disk and not in memory is done.
-#[derive(Debug, Clone, Copy)]
-enum Way {
-    /// Past the disk's page cache.
-    Direct,
-    /// Through it.
-    Cached,
-}
+/// Answers a read of what is on disk and not in memory; the buffer is lent.
+type AnswerCold =
+    fn(&Layer, Range<SpanId>, Range<UncompressedOffset>, ReadReply, buffer: &mut Vec<u8>);
 
 /// The spans of one layer: where they are, who fetches them, who waits for them.
 #[derive(Debug)]
@@ -284,7 +279,7 @@ impl Layer {
         let into = room(&mut buffer, length);
         let unanswered = match self.read_here(range.start, into) {
             Ok(false) => {
-                self.hit_later(spans, range.clone(), reply, Way::Cached);
+                self.hit_later(spans, range.clone(), reply, Self::hit_cold);
                 None
             }
             Ok(true) if self.flights.still(spans.clone(), &seen) => {
@@ -320,7 +315,7 @@ impl Layer {
         spans: Range<SpanId>,
         range: Range<UncompressedOffset>,
         reply: ReadReply,
-        way: Way,
+        answer: AnswerCold,
     ) {
         let Some(this) = self.this.upgrade() else {
             return;
@@ -329,10 +324,7 @@ impl Layer {
         let trace = traces::here();
         let read = move |buffer: &mut Vec<u8>| {
             let _inside = trace.enter();
-            match way {
-                Way::Direct => this.hit_direct(spans, range, reply, buffer),
-                Way::Cached => this.hit_cold(spans, range, reply, buffer),
-            }
+            answer(&this, spans, range, reply, buffer);
         };
         if let Some(read) = self.engine.cold.submit(Box::new(read)) {
             read(&mut Vec::new());

@@ -38,6 +38,7 @@ use self::staged::{Finished, Staged};
 use self::stream::Receiver;
 
 pub use self::error::UnpackError;
+pub(crate) use self::rooted::proc_path;
 
 /// Most members of a layer.
 const MAX_MEMBERS: u64 = 8_000_000;

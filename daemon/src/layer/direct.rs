@@ -1,13 +1,12 @@
 //! Large reads of what is on disk and not in memory, past the page cache.
 //!
 //! The kernel keeps what a view answers in the page cache of the view's files. Through the disk's own page cache each
-//! byte is copied once more and takes its memory twice; and this way the disk is read by requests as large as the read,
-//! which needs no read-ahead. What is in memory already, even in part, is better had from there.
+//! byte is copied once more and takes its memory twice. What is in memory already, even in part, is better had from there.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::libc::O_DIRECT;
 
 use super::residency::cached_pages;
+use crate::unpack::proc_path;
 
 /// What positions, lengths and addresses of such reads are multiples of: no disk has larger blocks.
 const PAGE: u64 = 4096;
@@ -66,7 +66,7 @@ fn reopen(data: &File) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
         .custom_flags(O_DIRECT)
-        .open(format!("/proc/self/fd/{}", data.as_raw_fd()))
+        .open(proc_path(data.as_fd()))
 }
 
 /// Reads whole pages from a page's beginning on, at least `wanted` bytes.

@@ -91,17 +91,17 @@ impl DiskAhead {
         let Some(index) = state.entries.iter().position(holds) else {
             return Found::Nothing(reply);
         };
-        if let Stage::Reading(waiting) = &mut state.entries[index].stage {
-            let part = part.clone();
-            waiting.push(Waiting { part, reply });
-            return Found::Waits;
-        }
-        let entry = state.entries.remove(index);
+        let mut entry = state.entries.remove(index);
         match entry.stage {
             Stage::Read(buffer, place) => {
                 Found::Read(reply, buffer, inside(&entry.part, &place, part))
             }
-            Stage::Reading(_) => Found::Nothing(reply),
+            Stage::Reading(ref mut waiting) => {
+                let part = part.clone();
+                waiting.push(Waiting { part, reply });
+                state.entries.insert(index, entry);
+                Found::Waits
+            }
         }
     }
 
@@ -197,10 +197,6 @@ pub(crate) fn inside(whole: &Part, place: &Range<usize>, part: &Part) -> Range<u
 }
 
 impl Entry {
-    fn is(&self, layer: &Digest, part: &Part) -> bool {
-        self.layer == *layer && self.part == *part
-    }
-
     fn is_reading(&self) -> bool {
         matches!(self.stage, Stage::Reading(_))
     }
@@ -215,9 +211,9 @@ impl Entry {
 
 impl State {
     fn being_read(&self, layer: &Digest, part: &Part) -> Option<usize> {
-        let entries = self.entries.iter();
-        let mut found = entries.map(|entry| entry.is(layer, part) && entry.is_reading());
-        found.position(|it| it)
+        let is_it =
+            |entry: &Entry| entry.is_reading() && entry.layer == *layer && entry.part == *part;
+        self.entries.iter().position(is_it)
     }
 
     /// Takes the reader out that this request continues. Two threads bring requests, not always in their order.

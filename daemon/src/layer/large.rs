@@ -3,9 +3,9 @@
 //! The disk writes into them by itself. A buffer in pages of 4 KiB is as many pieces to it as it has pages, which take
 //! disks of virtual machines six times as long (250 ms in place of 40 for 128 MiB, by requests of 1 MiB).
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::{fmt, io};
 
 use memmap2::{Advice, MmapMut};
 use nix::sys::resource::{UsageWho, getrusage};
@@ -67,7 +67,7 @@ impl LargeBuffers {
             }
             free
         };
-        let memory = free.or_else(Memory::map);
+        let memory = free.or_else(Memory::large);
         if memory.is_none() {
             let mut state = self.state.lock();
             state.made -= 1;
@@ -84,10 +84,8 @@ impl LargeBuffers {
     /// One more, be its pages large or not.
     #[cfg(test)]
     pub(super) fn any(self: &Arc<Self>) -> LargeBuffer {
-        let mapping = MmapMut::map_anon(2 * LEN).expect("there is memory");
-        let start = mapping.as_ptr().align_offset(LEN);
         LargeBuffer {
-            memory: Some(Memory { mapping, start }),
+            memory: Some(Memory::map().expect("there is memory")),
             owner: Arc::clone(self),
         }
     }
@@ -116,15 +114,28 @@ impl State {
 }
 
 impl Memory {
-    /// `None` if there is no large page for it.
-    fn map() -> Option<Self> {
-        let mut mapping = MmapMut::map_anon(2 * LEN).ok()?;
+    fn map() -> io::Result<Self> {
+        let mapping = MmapMut::map_anon(2 * LEN)?;
         let start = mapping.as_ptr().align_offset(LEN);
+        Ok(Self { mapping, start })
+    }
+
+    /// `None` if there is no large page for it.
+    fn large() -> Option<Self> {
+        let mut memory = Self::map().ok()?;
         let before = faults()?;
         // Only the part that is used is advised: the rest is never touched.
-        mapping.advise_range(Advice::HugePage, start, LEN).ok()?;
-        mapping[start..start + LEN].fill(0);
-        (faults()? - before <= MOST_FAULTS).then_some(Self { mapping, start })
+        let advice = Advice::HugePage;
+        memory
+            .mapping
+            .advise_range(advice, memory.start, LEN)
+            .ok()?;
+        memory.bytes().fill(0);
+        (faults()? - before <= MOST_FAULTS).then_some(memory)
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        &mut self.mapping[self.start..self.start + LEN]
     }
 }
 
@@ -137,7 +148,7 @@ impl LargeBuffer {
     /// Its [`LEN`] bytes.
     pub(crate) fn bytes(&mut self) -> &mut [u8] {
         let memory = self.memory.as_mut().expect("it is there until the drop");
-        &mut memory.mapping[memory.start..memory.start + LEN]
+        memory.bytes()
     }
 }
 

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use fuse::content::ReadReply;
 use ztoc::{SpanId, UncompressedOffset};
 
+use super::Layer;
 use super::disk_ahead::{Found, Waiting, inside};
 use super::large::LargeBuffer;
-use super::{Layer, Way};
 
 /// Bytes of a layer.
 type Part = Range<UncompressedOffset>;
@@ -43,7 +43,7 @@ impl Layer {
             Found::Nothing(reply)
                 if self.cache.is_cold(part) && self.engine.cold.large().has_any() =>
             {
-                self.hit_later(spans.clone(), part.clone(), reply, Way::Direct);
+                self.hit_later(spans.clone(), part.clone(), reply, Self::hit_direct);
                 self.read_ahead_of(part, end);
                 None
             }
@@ -72,9 +72,6 @@ impl Layer {
         part: &Part,
     ) -> Option<(LargeBuffer, Range<usize>)> {
         let seen = self.flights.sight(spans.clone())?;
-        if !self.cache.is_cold(part) {
-            return None;
-        }
         let mut buffer = self.engine.cold.large().take()?;
         let place = self.cache.read_direct(part, buffer.bytes())?;
         let still = self.flights.still(spans.clone(), &seen);
@@ -116,6 +113,10 @@ impl Underway {
     fn read_direct(&self) -> Option<()> {
         let (layer, part) = (&self.layer, &self.part);
         let spans = layer.locate(part)?;
+        // The kernel's own read-ahead may have brought it, or it has only just been written.
+        if !layer.cache.is_cold(part) {
+            return None;
+        }
         let (buffer, place) = layer.read_past_cache(&spans, part)?;
         let ahead = layer.engine.cold.ahead();
         let wanted = ahead.arrived(&layer.digest, part, buffer, place.clone());

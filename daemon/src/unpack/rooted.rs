@@ -54,7 +54,7 @@ impl Place {
 }
 
 /// A path to what `fd` has open.
-pub(super) fn proc_path(fd: BorrowedFd<'_>) -> PathBuf {
+pub(crate) fn proc_path(fd: BorrowedFd<'_>) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
