@@ -1,10 +1,11 @@
 //! Builds a zTOC in one pass over a layer blob.
 //!
-//! The calling thread reads and inflates; another one hashes what is plain (diff ID, gzip's checksums) and scans the tar;
-//! what is compressed (blob and spans) is hashed by whichever is ahead. Bounded queues between them carry pieces of a
+//! The calling thread inflates; another one hashes what is plain (diff ID, gzip's checksums) and scans the tar;
+//! the blob is read, and hashed as it is (as a whole and by spans), by whichever is ahead. Bounded queues between them carry pieces of a
 //! quarter of a megabyte, so that memory is bounded too: by a few of these, the part of a deflate block that is being
 //! read, the checkpoints and the table of contents.
 
+mod ahead;
 mod compact;
 mod compressed;
 mod gunzip;
@@ -174,9 +175,10 @@ pub fn sniff(head: &[u8]) -> LayerFormat {
 /// Reads the whole layer from `layer`. Memory is bounded by a few megabytes, the checkpoints and the
 /// table of contents. Starts a thread, which ends before it returns.
 ///
-/// `layer` is read once, from its first byte to its last, so that it may be a pipe or a download:
+/// `layer` is read once, from its first byte to its last and by one thread at a time, so that it may be a pipe or a download:
 /// for a layer that is being pulled, give it a reader that waits for the next chunk, and run
-/// this on a thread of its own. An error of the reader is [`BuildError::Read`].
+/// this on a thread of its own. An error of the reader is [`BuildError::Read`]. It is read a little ahead, so that any error is
+/// told only once it has returned from the read it is at.
 ///
 /// ```
 /// use std::io::{self, Read};
@@ -219,7 +221,7 @@ pub fn sniff(head: &[u8]) -> LayerFormat {
 /// exceeds a limit.
 pub fn build(
     compression: Compression,
-    layer: impl Read,
+    layer: impl Read + Send,
     options: &BuildOptions,
 ) -> Result<Built, BuildError> {
     pipeline::build(compression, layer, options, None)
@@ -234,7 +236,7 @@ pub fn build(
 /// As [`build`].
 pub fn build_both(
     compression: Compression,
-    layer: impl Read,
+    layer: impl Read + Send,
     options: &BuildOptions,
     compact: SpanSize,
 ) -> Result<Built, BuildError> {

@@ -68,7 +68,8 @@ pub enum GunzipError {
 /// Decodes a gzip stream of one or more members, padded with zeros or not.
 #[derive(Debug)]
 pub struct Gunzip<R> {
-    input: Input<R>,
+    reader: R,
+    input: Input,
     tables: Tables,
     state: State,
     /// The last bytes put out, at most [`WINDOW_LEN`]: deflate refers to them.
@@ -94,7 +95,8 @@ impl<R: Read> Gunzip<R> {
     /// Decodes what `reader` has.
     pub fn new(reader: R) -> Self {
         Self {
-            input: Input::new(reader),
+            reader,
+            input: Input::default(),
             tables: Tables::new(),
             state: State::Header,
             window: Vec::with_capacity(WINDOW_LEN),
@@ -165,7 +167,7 @@ impl<R: Read> Gunzip<R> {
                 self.state = State::Deflate(Cursor::at_bit(0));
                 return Ok(());
             }
-            if !self.input.fill()? {
+            if !self.input.fill(&mut self.reader)? {
                 return Err(self.cut_off());
             }
         }
@@ -205,7 +207,7 @@ impl<R: Read> Gunzip<R> {
                     let used = cursor.needed_from();
                     self.input.release(used);
                     cursor.rebase(used);
-                    if !self.input.fill()? {
+                    if !self.input.fill(&mut self.reader)? {
                         return Err(self.cut_off());
                     }
                 }
@@ -226,7 +228,7 @@ impl<R: Read> Gunzip<R> {
 
     fn trailer(&mut self) -> Result<(), GunzipError> {
         while self.input.bytes().len() < TRAILER_LEN {
-            if !self.input.fill()? {
+            if !self.input.fill(&mut self.reader)? {
                 return Err(self.cut_off());
             }
         }
@@ -248,7 +250,7 @@ impl<R: Read> Gunzip<R> {
     fn another_member(&mut self) -> Result<(), GunzipError> {
         let end = self.input.base();
         let mut zeros = false;
-        while !self.input.bytes().is_empty() || self.input.fill()? {
+        while !self.input.bytes().is_empty() || self.input.fill(&mut self.reader)? {
             let bytes = self.input.bytes();
             match bytes.iter().position(|byte| *byte != 0) {
                 Some(0) if !zeros && bytes[0] == gzip::MAGIC[0] => {

@@ -19,7 +19,11 @@ use ztoc::toc::FileData;
 use ztoc::unit::{ByteLen as _, SpanId, SpanSize, UncompressedOffset};
 use ztoc::{CompressedSpan, Compression, Digest, Entry, EntryKind, SpanBuffer, Ztoc};
 
-fn build(compression: Compression, layer: impl Read, span: u64) -> Result<Built, BuildError> {
+fn build(
+    compression: Compression,
+    layer: impl Read + Send,
+    span: u64,
+) -> Result<Built, BuildError> {
     let span_size = SpanSize::new(span).unwrap();
     let options = BuildOptions {
         span_size,

@@ -60,7 +60,7 @@ impl Read for Arriving {
 }
 
 /// Checksum of the checkpoints of a zTOC that is built from `layer`.
-fn one_pass(layer: impl Read) -> Result<u32> {
+fn one_pass(layer: impl Read + Send) -> Result<u32> {
     let options = BuildOptions {
         span_size: SpanSize::DEFAULT,
         build_tool: "bench".to_owned(),

@@ -1,6 +1,7 @@
 //! Hashes the blob: as a whole and span by span.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sha2::{Digest as _, Sha256};
@@ -12,14 +13,14 @@ use crate::digest::Digest;
 #[derive(Debug, Default)]
 pub(super) struct CompressedPiece {
     pub(super) buffer: Arc<Vec<u8>>,
-    /// The piece is as much of the buffer's front.
-    pub(super) len: usize,
+    /// Where in the buffer the piece is.
+    pub(super) range: Range<usize>,
     pub(super) checkpoints: Vec<Checkpoint>,
 }
 
 impl CompressedPiece {
     pub(super) fn bytes(&self) -> &[u8] {
-        &self.buffer[..self.len]
+        &self.buffer[self.range.clone()]
     }
 }
 
@@ -109,7 +110,7 @@ impl CompressedHasher {
             blob.update(piece.bytes());
         }
         self.ahead.extend_from_slice(&piece.checkpoints);
-        let end = self.position + piece.len as u64;
+        let end = self.position + piece.range.len() as u64;
         let mut bytes = piece.bytes();
         let reached = self
             .ahead

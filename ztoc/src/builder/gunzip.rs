@@ -8,9 +8,9 @@
 use std::io::Read;
 
 use super::BuildError;
+use super::ahead::ReadAhead;
 use super::compressed::CompressedPiece;
-use super::input::Input;
-use super::lent::Lent;
+use super::input::{Chunk, Input};
 use super::output::Output;
 use super::pipeline::{Halt, Sinks};
 use crate::checkpoint::{Checkpoint, GzipZinfo, Zinfo};
@@ -23,8 +23,8 @@ use crate::ztoc::Ztoc;
 
 /// The state of one pass.
 pub(super) struct Gunzip<'s, R> {
-    input: Input<R>,
-    lent: Lent,
+    blob: &'s ReadAhead<R>,
+    input: Input,
     output: Output<'s>,
     sinks: &'s Sinks<'s>,
     tables: Tables,
@@ -35,10 +35,16 @@ pub(super) struct Gunzip<'s, R> {
 }
 
 impl<'s, R: Read> Gunzip<'s, R> {
-    pub(super) fn new(input: Input<R>, sinks: &'s Sinks<'s>, span_size: SpanSize) -> Self {
+    pub(super) fn new(
+        (first, blob): (Chunk, &'s ReadAhead<R>),
+        sinks: &'s Sinks<'s>,
+        span_size: SpanSize,
+    ) -> Self {
+        let mut input = Input::default();
+        input.go_on_with(first);
         Self {
+            blob,
             input,
-            lent: Lent::default(),
             output: Output::new(sinks),
             sinks,
             tables: Tables::new(),
@@ -189,13 +195,15 @@ impl<'s, R: Read> Gunzip<'s, R> {
 
     /// Reads more, and gives the hashing side what is used up; whether there was more.
     fn fill(&mut self) -> Result<bool, Halt> {
-        let (buffer, len) = self.input.go_on_in(self.lent.returned());
+        let next = self.blob.next()?;
+        let more = next.is_some();
+        let used = self.input.go_on_with(next.unwrap_or_default());
         self.sinks.compressed(CompressedPiece {
-            buffer: self.lent.lend(buffer),
-            len,
+            buffer: self.blob.lend(used.buffer),
+            range: used.range,
             checkpoints: std::mem::take(&mut self.untold),
         })?;
-        Ok(self.input.fill()?)
+        Ok(more)
     }
 
     fn cut_off(&self) -> Halt {

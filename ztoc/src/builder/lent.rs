@@ -15,6 +15,11 @@ impl Lent {
         lent
     }
 
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// A buffer that nobody looks at any more, with what is in it; an empty one if there is none.
     pub(super) fn returned(&mut self) -> Vec<u8> {
         let free = self.0.iter().position(|lent| Arc::strong_count(lent) == 1);

@@ -1,21 +1,21 @@
 //! The two threads of a build and what goes between them.
 //!
 //! One inflates, which cannot be divided; the other hashes and scans what comes out. Two that are always busy keep two
-//! cores busy; a third would take turns with the one that everything waits for. What is compressed has to be hashed
-//! too, in order and at any time: whoever has nothing else to do does it.
+//! cores busy; a third would take turns with the one that everything waits for. What is compressed has to be read and
+//! hashed too, in order and at any time: whoever has nothing else to do does it.
 
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::thread::{self, ScopedJoinHandle};
 
+use super::ahead::ReadAhead;
 use super::compact::{Tap, compact_spans};
 use super::compressed::{Backlog, CompressedPiece};
 use super::gunzip::Gunzip;
-use super::input::Input;
-use super::lent::Lent;
+use super::input::Chunk;
 use super::plain::{PlainPiece, PlainReader};
-use super::{BuildError, BuildOptions, Built, LayerFormat, SNIFF_LEN, sniff};
+use super::{BuildError, BuildOptions, Built, LayerFormat, sniff};
 use crate::checkpoint::{Checkpoint, TarZinfo, Zinfo};
 use crate::digest::Digest;
 use crate::span::SpanTable;
@@ -92,13 +92,13 @@ impl Sinks<'_> {
 
 pub(super) fn build(
     compression: Compression,
-    layer: impl Read,
+    layer: impl Read + Send,
     options: &BuildOptions,
     compact: Option<SpanSize>,
 ) -> Result<Built, BuildError> {
-    let mut input = Input::new(layer);
-    while input.bytes().len() < SNIFF_LEN && input.fill()? {}
-    check_format(compression, input.bytes())?;
+    let blob = ReadAhead::new(layer);
+    let first = blob.next()?.unwrap_or_default();
+    check_format(compression, first.bytes())?;
     let gzip = compression == Compression::Gzip;
     let (plain, plain_pieces) = sync_channel(QUEUE_LEN);
     let backlog = Backlog::new(gzip);
@@ -112,11 +112,12 @@ pub(super) fn build(
         let compacting = events
             .zip(compact)
             .map(|(events, size)| scope.spawn(move || compact_spans(&events, compression, size)));
-        let backlog = &backlog;
-        let scanning = scope.spawn(move || scan(&plain_pieces, backlog, gzip, tap));
+        let (blob, backlog) = (&blob, &backlog);
+        let otherwise = move || backlog.work() || blob.work();
+        let scanning = scope.spawn(move || scan(&plain_pieces, otherwise, gzip, tap));
         let read = match compression {
-            Compression::Gzip => Gunzip::new(input, &sinks, options.span_size).run(),
-            Compression::Uncompressed => copy(input, &sinks, options.span_size),
+            Compression::Gzip => Gunzip::new((first, blob), &sinks, options.span_size).run(),
+            Compression::Uncompressed => copy((first, blob), &sinks, options.span_size),
         };
         drop(sinks);
         while backlog.work() {}
@@ -157,10 +158,10 @@ fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Takes pieces until there will be no more. While none has come, hashes what is compressed.
+/// Takes pieces until there will be no more. While none has come, does what there is to do `otherwise`, if anything.
 fn scan(
     pieces: &Receiver<PlainPiece>,
-    backlog: &Backlog,
+    otherwise: impl Fn() -> bool,
     gzip: bool,
     tap: Option<Tap>,
 ) -> Result<(Digest, Scanned), BuildError> {
@@ -169,7 +170,7 @@ fn scan(
         let piece = match pieces.try_recv() {
             Ok(piece) => piece,
             Err(TryRecvError::Disconnected) => return reader.finish(),
-            Err(TryRecvError::Empty) if backlog.work() => continue,
+            Err(TryRecvError::Empty) if otherwise() => continue,
             Err(TryRecvError::Empty) => match pieces.recv() {
                 Ok(piece) => piece,
                 Err(_) => return reader.finish(),
@@ -184,16 +185,15 @@ fn scan(
 
 /// Reads a plain layer to its end; its spans and size.
 fn copy(
-    mut input: Input<impl Read>,
+    (first, blob): (Chunk, &ReadAhead<impl Read>),
     sinks: &Sinks<'_>,
     span_size: SpanSize,
 ) -> Result<(Zinfo, u64), Halt> {
     let span_size = span_size.bytes();
-    let mut spans: u64 = 0;
-    let mut lent = Lent::default();
-    loop {
-        let (start, len) = (input.base(), input.bytes().len());
-        let end = start + len as u64;
+    let (mut spans, mut end): (u64, u64) = (0, 0);
+    let mut next = Some(first);
+    while let Some(Chunk { buffer, range }) = next {
+        end += range.len() as u64;
         let mut checkpoints = Vec::new();
         while let Some(at) = spans.checked_mul(span_size).filter(|at| *at < end) {
             checkpoints.push(Checkpoint {
@@ -206,30 +206,25 @@ fn copy(
         if spans > (Ztoc::MAX_ENCODED_LEN / DIGEST_LEN) as u64 {
             return Err(BuildError::TooLarge.into());
         }
-        input.release(len);
-        let (buffer, len) = input.go_on_in(lent.returned());
-        let buffer = lent.lend(buffer);
+        let buffer = blob.lend(buffer);
         sinks.compressed(CompressedPiece {
             buffer: Arc::clone(&buffer),
-            len,
+            range: range.clone(),
             checkpoints,
         })?;
         sinks.plain(PlainPiece {
             buffer,
-            range: 0..len,
+            range,
             members: Vec::new(),
         })?;
-        if !input.fill()? {
-            return Ok((
-                Zinfo::Tar(TarZinfo {
-                    version: 2,
-                    span_size,
-                    size: end,
-                }),
-                end,
-            ));
-        }
+        next = blob.next()?;
     }
+    let spans = TarZinfo {
+        version: 2,
+        span_size,
+        size: end,
+    };
+    Ok((Zinfo::Tar(spans), end))
 }
 
 fn assemble(

@@ -24,9 +24,6 @@ struct Checked<'a> {
 }
 
 impl Memory for Checked<'_> {
-    // One check for all words in place of four for each.
-    const LONG_STEPS: bool = true;
-
     #[inline(always)]
     fn input_word(&self, at: usize) -> u64 {
         u64::from_le_bytes(
@@ -65,6 +62,7 @@ impl Memory for Checked<'_> {
         )
     }
 
+    // One check for all words in place of four for each.
     #[inline(always)]
     fn copy_words(&mut self, from: usize, to: usize) {
         // Seen as cells, both ends may overlap, and their bounds are checked once for all words.

@@ -45,9 +45,6 @@ pub(super) struct Place {
 /// Input, output and tables as the loop sees them. The loop asks for nothing beyond
 /// what [`Limits`] leave it.
 pub(super) trait Memory {
-    /// Whether a long match is copied by [`WORDS`] and not by single words behind the first ones.
-    const LONG_STEPS: bool = false;
-
     /// Eight bytes of input.
     fn input_word(&self, at: usize) -> u64;
     /// An entry of the lit/len table.
@@ -292,8 +289,8 @@ fn turns<C: Cut, const NEAR: bool, const BEGINNING: bool>(
         let ahead = reader.advance::<C>(far);
         // Here and not where the next turn begins: the guess there, at what comes next, is the one that fails most, and the
         // copy would stand between it and what it waits for. Worth 8 %.
-        reader.refill(memory);
         entry = memory.hold(memory.litlen(narrow::<C>(ahead, LITLEN_BITS)));
+        reader.refill(memory);
         let distance = (far >> 32) as usize + distance_extra::<C>(before, far);
         if BEGINNING && distance > pos {
             break Leave::Corrupt(too_far(distance, pos));
@@ -403,7 +400,7 @@ fn copy_exactly(memory: &mut impl Memory, pos: usize, distance: usize, length: u
 
 /// Writes a match, and some of [`WORDS`] behind its end.
 #[inline(always)]
-fn copy<M: Memory>(memory: &mut M, pos: usize, distance: usize, length: usize) {
+fn copy(memory: &mut impl Memory, pos: usize, distance: usize, length: usize) {
     let end = pos + length;
     let (mut to, mut from) = (pos, pos - distance);
     if distance >= 8 {
@@ -412,13 +409,8 @@ fn copy<M: Memory>(memory: &mut M, pos: usize, distance: usize, length: usize) {
         if length > WORDS * 8 {
             (to, from) = (to + WORDS * 8, from + WORDS * 8);
             while to < end {
-                if M::LONG_STEPS {
-                    memory.copy_words(from, to);
-                    (to, from) = (to + WORDS * 8, from + WORDS * 8);
-                } else {
-                    memory.put_word(to, memory.word(from));
-                    (to, from) = (to + 8, from + 8);
-                }
+                memory.copy_words(from, to);
+                (to, from) = (to + WORDS * 8, from + WORDS * 8);
             }
         }
     } else if distance == 1 {

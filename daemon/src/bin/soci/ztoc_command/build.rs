@@ -103,7 +103,7 @@ fn read(path: &Path, options: &BuildOptions, compact: Option<SpanSize>) -> Resul
 }
 
 fn read_layer(path: &Path, options: &BuildOptions, compact: Option<SpanSize>) -> Result<Built> {
-    let (layer, size): (Box<dyn Read>, u64) = if is_dash(path) {
+    let (layer, size): (Box<dyn Read + Send>, u64) = if is_dash(path) {
         (Box::new(io::stdin()), 0)
     } else {
         let file = File::open(path)?;
