@@ -178,7 +178,7 @@ impl Memory for Raw<'_> {
     fn align(&self) {
         // SAFETY: only padding. Where the loop lies in its cache lines would change with any code that is linked in front of
         // it; at the beginning of one it is 4 % slower than a quarter, a half or three quarters of a line behind on Zen 3, and all but
-        // three quarters are 1.5 to 3.5 % slower on Sapphire Rapids.
+        // three quarters are 1 to 3 % slower on Emerald Rapids.
         unsafe {
             core::arch::asm!(
                 ".p2align 6",
