@@ -127,20 +127,19 @@ impl Bench {
         spans: &[Span<'_>],
         ends: impl Fn(usize, &Span<'_>) -> [usize; 2],
     ) -> [f64; 2] {
-        let mut best = vec![[f64::INFINITY; 2]; spans.len()];
+        let mut best = [(); 2].map(|()| vec![f64::INFINITY; spans.len()]);
         for _ in 0..self.rounds {
-            for which in 0..2 {
-                for (index, span) in spans.iter().enumerate() {
+            for (which, best) in best.iter_mut().enumerate() {
+                for (index, (span, best)) in spans.iter().zip(best).enumerate() {
                     let end = WINDOW + ends(index, span)[which];
                     let seconds = self.time(|bench| {
                         bench.inflaters[which].inflate(span, &mut bench.out[..end]);
                     });
-                    best[index][which] = best[index][which].min(seconds);
+                    *best = best.min(seconds);
                 }
             }
         }
-        let sum = |which: usize| best.iter().map(|best| best[which]).sum();
-        [sum(0), sum(1)]
+        best.map(|seconds| seconds.iter().sum())
     }
 }
 
