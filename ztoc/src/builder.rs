@@ -17,6 +17,7 @@ mod plain;
 mod rolling;
 
 use std::io::Read;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use self::compact::BuiltSpans;
 use crate::compact::{self as compact_ztoc, CompactError};
@@ -241,4 +242,9 @@ pub fn build_both(
     compact: SpanSize,
 ) -> Result<Built, BuildError> {
     pipeline::build(compression, layer, options, Some(compact))
+}
+
+/// What is behind the locks of a build is whole between any two calls; a panic is told when its thread is joined.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::input::{CHUNK_LEN, Chunk, read_full};
 use super::lent::Lent;
+use super::lock;
 
 /// Room in front of each chunk for what is not used of the one before: of a deflate block in the middle of which that ends, all.
 /// Few are longer.
@@ -85,11 +86,6 @@ fn read_chunk(reader: &mut impl Read, mut buffer: Vec<u8>) -> io::Result<Chunk> 
     let into = &mut buffer[HEADROOM..HEADROOM + CHUNK_LEN];
     let range = HEADROOM..HEADROOM + read_full(reader, into)?;
     Ok(Chunk { buffer, range })
-}
-
-/// What is behind these locks is whole between any two calls.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

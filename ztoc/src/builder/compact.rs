@@ -8,10 +8,11 @@
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use sha2::{Digest as _, Sha256};
 
+use super::lock;
 use super::pipeline::Halt;
 use super::plain::PlainPiece;
 use super::rolling::Rolling;
@@ -79,8 +80,7 @@ impl Tap {
 
     pub(super) fn boundary(&self, bit: u64, position: u64) -> Result<(), Halt> {
         {
-            let next = self.next_boundary.lock();
-            let mut next = next.unwrap_or_else(PoisonError::into_inner);
+            let mut next = lock(&self.next_boundary);
             if position < *next {
                 return Ok(());
             }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sha2::{Digest as _, Sha256};
 
+use super::lock;
 use crate::checkpoint::Checkpoint;
 use crate::digest::Digest;
 
@@ -45,9 +46,9 @@ impl Backlog {
 
     /// Adds the piece that follows.
     pub(super) fn add(&self, piece: CompressedPiece) {
-        self.waiting().push_back(piece);
-        while self.waiting().len() > MOST_WAITING {
-            self.work_with(self.hasher.lock().unwrap_or_else(PoisonError::into_inner));
+        lock(&self.waiting).push_back(piece);
+        while lock(&self.waiting).len() > MOST_WAITING {
+            self.work_with(lock(&self.hasher));
         }
     }
 
@@ -60,15 +61,11 @@ impl Backlog {
     }
 
     fn work_with(&self, mut hasher: MutexGuard<'_, CompressedHasher>) -> bool {
-        let piece = self.waiting().pop_front();
+        let piece = lock(&self.waiting).pop_front();
         if let Some(piece) = &piece {
             hasher.take(piece);
         }
         piece.is_some()
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, VecDeque<CompressedPiece>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Hashes what waits still. The digests of the blob, if it was wanted, and of each span.
